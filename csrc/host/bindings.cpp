@@ -1,0 +1,200 @@
+// Python module sidmlp_kernels._lib._host: the trie builder on numpy arrays, and what this build
+// is.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "trie_builder.h"
+
+// The build passes both; a hand-made library says that it is one.
+#ifndef SIDMLP_VERSION
+#define SIDMLP_VERSION "unknown"
+#endif
+#ifndef SIDMLP_COMPILE_FLAGS
+#define SIDMLP_COMPILE_FLAGS "unknown"
+#endif
+
+namespace py = pybind11;
+
+namespace sidmlp {
+namespace {
+
+constexpr int kMaxRequestedThreads = 256;
+
+std::string describe(const py::array& array) {
+  std::string text = py::str(array.dtype()).cast<std::string>() + " [";
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+    text += (axis > 0 ? ", " : "") + std::to_string(array.shape(axis));
+  }
+  return text + "]";
+}
+
+template <class T>
+bool has_dtype(const py::array& array) {
+  return py::isinstance<py::array_t<T>>(array);
+}
+
+void check_layout(const py::array& array, const char* name) {
+  constexpr int kNeeded = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((array.flags() & kNeeded) != kNeeded) {
+    throw InputError(std::string(name) +
+                     ": expected an aligned C-contiguous array, got a strided or unaligned one; "
+                     "use numpy.ascontiguousarray");
+  }
+}
+
+// A vector of num_items elements of T, contiguous.
+template <class T>
+const T* checked_vector(const py::array& array, const char* name, const char* dtype,
+                        int64_t num_items) {
+  if (!has_dtype<T>(array) || array.ndim() != 1 || array.shape(0) != num_items) {
+    throw InputError(std::string(name) + ": expected " + dtype + " [" + std::to_string(num_items) +
+                     "], got " + describe(array) + "; give one value per row of codes");
+  }
+  check_layout(array, name);
+  return static_cast<const T*>(array.data());
+}
+
+// Hands the buffer's memory to numpy.
+template <class T>
+py::array take(Buffer<T> buffer) {
+  const py::ssize_t size = buffer.size;
+  T* data = buffer.data.get();
+  py::capsule owner(data, [](void* memory) { delete[] static_cast<T*>(memory); });
+  buffer.data.release();  // the capsule stands: from here on it frees the memory
+  return py::array_t<T>({size}, {static_cast<py::ssize_t>(sizeof(T))}, data, owner);
+}
+
+template <class Code>
+Trie build_without_gil(const CatalogueView<Code>& catalogue, int threads) {
+  py::gil_scoped_release release;
+  return build_trie(catalogue, threads);
+}
+
+py::dict build_trie_numpy(const py::array& codes, const py::array& item_ids,
+                          const std::optional<py::array>& available,
+                          const std::vector<int64_t>& codes_per_level, int threads) {
+  const bool narrow = has_dtype<int16_t>(codes);
+  if ((!narrow && !has_dtype<int32_t>(codes)) || codes.ndim() != 2) {
+    throw InputError("codes: expected int16 or int32 [items, levels], got " + describe(codes));
+  }
+  const int64_t num_items = codes.shape(0), num_levels = codes.shape(1);
+  if (num_levels < 1 || num_levels > kMaxLevels) {
+    throw InputError("codes has " + std::to_string(num_levels) + " levels; expected 1.." +
+                     std::to_string(kMaxLevels) + " (codes is [items, levels])");
+  }
+  // Before anything reads the data: an array can claim any size without owning it.
+  if (num_items > kMaxItems) {
+    throw InputError("the catalogue has " + std::to_string(num_items) +
+                     " items; expected at most " + std::to_string(kMaxItems) +
+                     ": split it over several catalogues");
+  }
+  check_layout(codes, "codes");
+  if (static_cast<int64_t>(codes_per_level.size()) != num_levels) {
+    throw InputError("codes_per_level: expected " + std::to_string(num_levels) +
+                     " numbers, one per column of codes, got " +
+                     std::to_string(codes_per_level.size()));
+  }
+  if (threads < 0 || threads > kMaxRequestedThreads) {
+    throw InputError("threads: expected 0 (automatic) or 1.." +
+                     std::to_string(kMaxRequestedThreads) + ", got " + std::to_string(threads));
+  }
+  const int64_t* ids = checked_vector<int64_t>(item_ids, "item_ids", "int64", num_items);
+  const uint8_t* flags =
+      available ? checked_vector<uint8_t>(*available, "available", "uint8", num_items) : nullptr;
+  if (threads == 0) threads = default_threads(num_items);
+
+  const auto build = [&](auto* typed_codes) {
+    return build_without_gil(
+        CatalogueView<std::remove_const_t<std::remove_pointer_t<decltype(typed_codes)>>>{
+            typed_codes, ids, flags, codes_per_level.data(), num_items,
+            static_cast<int>(num_levels)},
+        threads);
+  };
+  Trie trie = narrow ? build(static_cast<const int16_t*>(codes.data()))
+                     : build(static_cast<const int32_t*>(codes.data()));
+
+  py::dict result;
+  for (size_t l = 0; l < trie.levels.size(); ++l) {
+    const std::string level = std::to_string(l + 1);
+    result[py::str("child_begin_" + level)] = take(std::move(trie.levels[l].child_begin));
+    result[py::str("codes_" + level)] = take(std::move(trie.levels[l].codes));
+  }
+  result["leaf_begin"] = take(std::move(trie.leaf_begin));
+  result["leaf_item_ids"] = take(std::move(trie.leaf_item_ids));
+  result["leaf_available"] = take(std::move(trie.leaf_available));
+  result["leaf_order"] = take(std::move(trie.leaf_order));
+  return result;
+}
+
+// Names of the instruction sets that this processor has and the kernels may choose by.
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#define SIDMLP_PROBE(name) \
+  if (__builtin_cpu_supports(name)) names.emplace_back(name)
+  SIDMLP_PROBE("sse4.2");
+  SIDMLP_PROBE("avx");
+  SIDMLP_PROBE("avx2");
+  SIDMLP_PROBE("fma");
+  SIDMLP_PROBE("avx512f");
+  SIDMLP_PROBE("avx512bw");
+  SIDMLP_PROBE("avx512dq");
+  SIDMLP_PROBE("avx512vl");
+  SIDMLP_PROBE("avx512bf16");
+#undef SIDMLP_PROBE
+#elif defined(__aarch64__)
+  names.emplace_back("neon");  // part of the base architecture
+#endif
+  return names;
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["flags"] = SIDMLP_COMPILE_FLAGS;
+  info["version"] = SIDMLP_VERSION;
+#ifdef SIDMLP_WITH_CUDA
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  info["instruction_sets"] = instruction_sets();
+  return info;
+}
+
+}  // namespace
+}  // namespace sidmlp
+
+PYBIND11_MODULE(_host, m) {
+  m.doc() = "Host side of sidmlp_kernels: the catalogue's trie, and build information.";
+  m.def("build_trie", &sidmlp::build_trie_numpy, py::arg("codes"), py::arg("item_ids"),
+        py::arg("available").none(true), py::arg("codes_per_level"), py::arg("threads") = 0,
+        R"doc(Builds the CSR trie of a catalogue in time and memory linear in its size.
+
+codes int16 or int32 [N, L]; item_ids int64 [N]; available uint8 [N] or None (all);
+codes_per_level: L numbers C_l, 1..32767; threads 0: as many as pay. The GIL is released, so no
+thread may change the arrays during the call.
+
+Returns a dict of numpy arrays: child_begin_l int32 [n_{l-1} + 1] and codes_l int16 [n_l] for
+l = 1..L, leaf_begin int32 [n_L + 1], leaf_item_ids int64 [N], leaf_available uint8 [N] and
+leaf_order int32 [N], the catalogue position of each leaf slot.
+
+Raises ValueError for a code out of range, an empty or too large catalogue, a wrong shape or dtype.)doc");
+  m.def("build_info", &sidmlp::build_info,
+        "Compiler, flags, version, whether CUDA kernels were compiled, and the processor's "
+        "instruction sets.");
+}

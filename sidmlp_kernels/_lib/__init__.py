@@ -1,0 +1,1 @@
+"""Compiled libraries of sidmlp_kernels; empty until the package is built."""
