@@ -158,7 +158,7 @@ class T5Encoder(nn.Module):
     def position_bias(self, length: int) -> Tensor:
         """What each head adds to the score of key j for query i, fp32 or fp64, [heads, T, T]."""
         name = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        table = self.get_parameter(name)
+        table: Tensor = self.get_parameter(name)
         buckets = relative_buckets(
             length, self.spec.relative_buckets, self.spec.relative_max_distance
         )

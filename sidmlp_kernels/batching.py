@@ -1,0 +1,190 @@
+"""Item histories -> token ids and mask, in numpy over the whole batch at once.
+
+A request is [user token, codes of each item in order, eos], padded on the right; item i of a
+request fills positions 1 + i*L .. (i+1)*L. A request without items is its user and eos. Of a longer
+history the newest `max_items` items count.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .known_items import KnownItems, id_array
+from .spec import TokenSpec, check_choice
+
+UNKNOWN = ("raise", "drop")
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests as an encoder takes them: ids int64 [B, T], mask bool [B, T] (True = a token)."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("ids", torch.int64), ("mask", torch.bool)):
+            tensor = getattr(self, name)
+            if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tensor.ndim != 2:
+                raise ValueError(
+                    f"{name}: expected a {dtype} tensor [batch, tokens], got {describe(tensor)}; "
+                    "make batches with Recommender.batch(histories)"
+                )
+        if self.ids.shape != self.mask.shape or self.ids.device != self.mask.device:
+            raise ValueError(
+                "mask: expected the shape and device of ids, "
+                f"{describe(self.ids)}, got {describe(self.mask)}; build both together"
+            )
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """This batch on `device`."""
+        return Batch(self.ids.to(device), self.mask.to(device))
+
+
+def describe(value: object) -> str:
+    """What an error message calls `value`: a tensor by dtype, shape and device, else its type."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)} on {value.device}"
+    return type(value).__name__
+
+
+def flatten_ids(
+    sequences: object, name: str, *, none_is_empty: bool = False
+) -> tuple[Int64Array, Int64Array]:
+    """One integer sequence per request -> all ids in order int64 [N], lengths int64 [B].
+
+    A request is a list, tuple, 1-D array or tensor (or None, if `none_is_empty`); a 2-D array or
+    tensor is a batch of equally long ones. Raises ValueError that names the first wrong request.
+    """
+    if isinstance(sequences, (np.ndarray, Tensor)) and sequences.ndim == 2:
+        matrix = id_array(sequences, name)
+        return matrix.reshape(-1), np.full(matrix.shape[0], matrix.shape[1], np.int64)
+    if isinstance(sequences, (str, bytes, Mapping)) or not hasattr(sequences, "__iter__"):
+        raise ValueError(
+            f"{name}: expected one sequence of item ids per request, got "
+            f"{describe(sequences)}; pass a list of lists"
+        )
+    requests: list[Any] = [
+        () if none_is_empty and request is None else request for request in sequences
+    ]
+    if all(type(request) in (list, tuple) for request in requests):
+        lengths = np.fromiter(map(len, requests), np.int64, len(requests))
+        try:
+            flat = np.array(list(itertools.chain.from_iterable(requests)))
+        except (ValueError, TypeError, OverflowError):
+            flat = np.empty((0, 0))  # ragged or odd: the loop below names the request
+        if flat.size == 0 and flat.ndim == 1:
+            return flat.astype(np.int64), lengths
+        if flat.ndim == 1 and flat.dtype == np.int64:
+            return flat, lengths
+    rows = [_one_request(request, f"{name}[{i}]") for i, request in enumerate(requests)]
+    lengths = np.array([len(row) for row in rows], np.int64)
+    return np.concatenate(rows) if rows else np.empty(0, np.int64), lengths
+
+
+def _one_request(request: Any, name: str) -> Int64Array:
+    if isinstance(request, (str, bytes)) or not hasattr(request, "__len__"):
+        raise ValueError(
+            f"{name}: expected a sequence of item ids, got {request!r}; "
+            "pass a list of ids, one list per request"
+        )
+    ids = id_array(request, name)
+    if ids.ndim != 1:
+        raise ValueError(
+            f"{name}: expected item ids in one dimension, got shape {list(ids.shape)}; "
+            "pass a list of ids, one list per request"
+        )
+    return ids
+
+
+def make_batch(
+    histories: object,
+    known: KnownItems,
+    tokens: TokenSpec,
+    *,
+    users: Sequence[int | None] | None = None,
+    unknown: str = "raise",
+) -> Batch:
+    """Item id histories, oldest first, one per request -> Batch on the CPU.
+
+    known    the items that histories may contain; its codes lie in the tokens' ranges
+    users    one id >= 0 (or None) per request: token user_offset + id mod num_user_tokens
+    unknown  "raise", or "drop" to skip ids that are not known
+    T is the longest request of this batch, at most 2 + max_items * L.
+
+    Raises ValueError for unknown items (named with their request), wrong types and wrong lengths.
+    """
+    check_choice(unknown, "unknown", UNKNOWN)
+    flat, lengths = flatten_ids(histories, "histories")
+    batch = len(lengths)
+    request = np.repeat(np.arange(batch), lengths)
+    positions = known.lookup(flat)
+    if positions.size and positions.min() < 0:
+        found = positions >= 0
+        if unknown == "raise":
+            _raise_unknown(flat, request, found)
+        positions, request = positions[found], request[found]
+        lengths = np.bincount(request, minlength=batch)
+
+    # Position of each item counted from the end of its history; the newest max_items stay.
+    from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(positions))
+    newest = from_end <= tokens.max_items
+    positions, request, from_end = positions[newest], request[newest], from_end[newest]
+    lengths = np.minimum(lengths, tokens.max_items)
+
+    levels = len(tokens.code_offsets)
+    longest = int(lengths.max(initial=0))
+    items = np.full((batch, longest, levels), tokens.pad_id, np.int64)
+    codes = known.codes[positions].astype(np.int64) + np.array(tokens.code_offsets)
+    items[request, lengths[request] - from_end] = codes
+
+    ids = np.full((batch, 2 + longest * levels), tokens.pad_id, np.int64)
+    ids[:, 0] = _user_tokens(users, batch, tokens)
+    ids[:, 1:-1] = items.reshape(batch, longest * levels)
+    ends = 1 + lengths * levels
+    ids[np.arange(batch), ends] = tokens.eos_id
+    mask = np.arange(ids.shape[1]) <= ends[:, None]
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask))
+
+
+def _raise_unknown(flat: Int64Array, request: Int64Array, found: npt.NDArray[np.bool_]) -> None:
+    first = int(request[~found][0])
+    strange = flat[(request == first) & ~found]
+    shown = ", ".join(map(str, strange[:5].tolist())) + (", .." if len(strange) > 5 else "")
+    requests = len(np.unique(request[~found]))
+    raise ValueError(
+        f"histories[{first}]: expected items that the catalogue knows, got unknown item ids "
+        f"{shown} ({np.count_nonzero(~found)} unknown in {requests} of the requests); "
+        'pass unknown="drop" to skip them, or a catalogue with these known_codes'
+    )
+
+
+def _user_tokens(users: Any, batch: int, tokens: TokenSpec) -> Int64Array:
+    if users is None:
+        return np.full(batch, tokens.user_offset, np.int64)
+    if isinstance(users, (str, bytes)) or not hasattr(users, "__len__") or len(users) != batch:
+        got = len(users) if hasattr(users, "__len__") else describe(users)
+        raise ValueError(
+            f"users: expected one id per request, {batch}, got {got}; "
+            "pass a list of ids, with None for a user without one"
+        )
+    # Token 0 of the users is also the one for a request without an id.
+    ids = id_array([0 if user is None else user for user in users], "users")
+    if ids.shape != (batch,) or ids.min(initial=0) < 0:
+        raise ValueError(
+            f"users: expected ids >= 0, one per request, got {users!r}; use None for no id"
+        )
+    return tokens.user_offset + ids % tokens.num_user_tokens
