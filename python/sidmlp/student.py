@@ -1,4 +1,4 @@
-"""The student: a context vector per user and a small MLP head per level, written like its equations.
+"""The student: a context vector per user and one small MLP head per level, as its equations say.
 
     p   = mean of the valid states
     q   = W_p p + b_p

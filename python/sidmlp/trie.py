@@ -1,4 +1,4 @@
-"""The catalogue's codes as a prefix tree: per node a contiguous range of children, per leaf its items.
+"""The catalogue as a prefix tree: per node a contiguous range of children, per leaf its items.
 
 Nodes of every level stand in the lexicographic order of their prefixes. Children of node p of level
 l-1 are the nodes child_begin[l-1][p] .. child_begin[l-1][p+1]-1 of level l; the root is the only
