@@ -36,8 +36,8 @@ def catalogue_arrays(
         )
     code_array = code_array.astype(np.int64)
     num_items, num_levels = code_array.shape
-    largest = code_array.max(axis=0)
-    sizes = tuple(int(c) for c in (largest + 1 if codes_per_level is None else codes_per_level))
+    needed = np.maximum(code_array.max(axis=0) + 1, 1)
+    sizes = tuple(int(c) for c in (needed if codes_per_level is None else codes_per_level))
     if len(sizes) != num_levels:
         raise ValueError(
             f"codes_per_level: expected {num_levels} sizes, one per column of codes, got "
