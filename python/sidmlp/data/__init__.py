@@ -1,0 +1,22 @@
+"""Item sequences of users: loaders, the leave-last-out split, and token batches."""
+
+from .arrays import load_arrays, load_semantic_ids
+from .interactions import Interactions
+from .movielens import load_movielens
+from .split import Examples, Split, leave_last_out, training_counts, training_mask
+from .tables import load_table
+from .tokens import TokenSpec
+
+__all__ = [
+    "Examples",
+    "Interactions",
+    "Split",
+    "TokenSpec",
+    "leave_last_out",
+    "load_arrays",
+    "load_movielens",
+    "load_semantic_ids",
+    "load_table",
+    "training_counts",
+    "training_mask",
+]

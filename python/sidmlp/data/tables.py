@@ -1,0 +1,77 @@
+"""Interactions from a CSV or JSON-lines file, an event a line: user, item, timestamp[, title]."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from .interactions import Interactions
+
+REQUIRED = ("user", "item", "timestamp")
+
+
+def load_table(path: Path) -> Interactions:
+    """Reads ``.csv`` (header ``user,item,timestamp`` and optionally ``title``) or ``.jsonl``.
+
+    Timestamps are numbers of any unit. Raises ValueError naming the line of the first bad event.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".jsonl"):
+        raise ValueError(f"{path} must end in .csv or .jsonl, got {suffix or 'no ending'!r}")
+    users, items, times = [], [], []
+    titles: dict[str, str] = {}
+    try:
+        for number, row in _csv_rows(path) if suffix == ".csv" else _json_rows(path):
+            for name in REQUIRED:
+                if row.get(name) in (None, ""):
+                    raise ValueError(f"{path}, line {number}: {name!r} is missing or empty")
+            try:
+                time = float(row["timestamp"])
+            except ValueError:
+                raise ValueError(
+                    f"{path}, line {number}: timestamp must be a number, got {row['timestamp']!r}"
+                ) from None
+            users.append(row["user"])
+            items.append(row["item"])
+            times.append(time)
+            if row.get("title"):
+                titles.setdefault(row["item"], row["title"])
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first") from None
+    if not users:
+        raise ValueError(f"{path} holds no interaction; a line is one event of one user")
+    return Interactions.from_events(users, items, times, titles or None)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in REQUIRED if name not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(
+                f"{path} needs a header line with user,item,timestamp[,title]; "
+                f"{', '.join(missing)} is missing from {reader.fieldnames or 'an empty file'}"
+            )
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{path}, line {number} must be an object like "
+                    '{"user": "u1", "item": "i1", "timestamp": 1}'
+                )
+            yield number, {key: str(value) for key, value in row.items() if value is not None}

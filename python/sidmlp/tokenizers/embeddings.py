@@ -1,0 +1,72 @@
+"""Item vectors to tokenise: given ones, or ones made of co-occurrence in training sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sidmlp.data import Interactions, Split
+
+
+def load_vectors(path: Path, num_items: int) -> np.ndarray:
+    """Item vectors float32 [num_items, d] of a ``.npy`` file, row i for dense item i."""
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable .npy array ({error})") from None
+    if vectors.ndim != 2 or vectors.shape[0] != num_items:
+        raise ValueError(
+            f"{path} must have one row per item, [{num_items}, d], got shape {vectors.shape}"
+        )
+    if not np.issubdtype(vectors.dtype, np.floating) or not np.isfinite(vectors).all():
+        raise ValueError(f"{path} must hold finite floating-point numbers, got {vectors.dtype}")
+    return vectors.astype(np.float32)
+
+
+def cooccurrence_vectors(
+    data: Interactions, split: Split, dim: int = 64, window: int = 5, seed: int = 0
+) -> np.ndarray:
+    """Item vectors float32 [num_items, dim] from who is near whom in the training sequences.
+
+    X_ij = max(0, log(n_ij n / (n_i n_j))), the positive pointwise mutual information of items at
+    most ``window`` apart; with X = U S V^T truncated to ``dim``, the vectors are U S^(1/2).
+    Items that training never sees get zeros. Validation and test positions are not read.
+    """
+    num_items = data.num_items
+    keys, counts = _pairs(data, split, window)
+    if not keys.size:
+        return np.zeros((num_items, dim), dtype=np.float32)
+    left, right = keys // num_items, keys % num_items
+    marginal = np.bincount(left, weights=counts, minlength=num_items)
+    information = np.log(counts * counts.sum() / (marginal[left] * marginal[right]))
+    keep = information > 0
+    indices = torch.from_numpy(np.stack([left[keep], right[keep]]))
+    matrix = torch.sparse_coo_tensor(
+        indices, torch.from_numpy(information[keep]), (num_items, num_items), check_invariants=True
+    ).coalesce()
+    rank = min(dim, num_items)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # The sketch is wider than the answer: a randomised SVD is poor in its last directions.
+        u, s, _ = torch.svd_lowrank(matrix, q=min(rank + 16, num_items), niter=4)
+    vectors = np.zeros((num_items, dim), dtype=np.float32)
+    vectors[:, :rank] = (u[:, :rank] * s[:rank].sqrt()).numpy()
+    return vectors
+
+
+def _pairs(data: Interactions, split: Split, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ordered pairs i * num_items + j of items 1..window apart in training, and their counts."""
+    user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
+    end = split.train_end[user]
+    positions = np.arange(data.items.size)
+    found = []
+    for distance in range(1, window + 1):
+        near = positions[positions + distance < end]
+        a, b = data.items[near], data.items[near + distance]
+        found += [a * data.num_items + b, b * data.num_items + a]
+    keys, counts = np.unique(np.concatenate(found), return_counts=True)
+    return keys, counts.astype(np.float64)
