@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .spec import StudentSpec
+from .spec import MAX_LEVELS, StudentSpec
 
 _READOUT_FROM_OFFICIAL = {
     "readout.query_proj.weight": "query_proj.weight",
@@ -179,78 +179,83 @@ def _from_official(state: Any, num_heads: int) -> tuple[StudentSpec, dict[str, T
             f"state_dict: expected a mapping of names to tensors, got {type(state).__name__}; "
             "torch.load(path, weights_only=True) gives one"
         )
-    heads = _official_heads(state)
-    outputs = [f"head{n}.{last}" for n, last in heads.items()]
-    sized = ("query_proj.weight", "cross_attn.q_proj.weight", "ffn.0.weight", "embedding.weight")
-    needed = {*sized, "head1.0.weight", *(f"{name}.weight" for name in outputs)}
+    levels, last = _official_heads(state)
+    names = _official_names(levels, last)
+    known = {*names.values(), "embedding.weight"}
+    outputs = [f"head{n}.{last}.weight" for n in range(1, levels + 1)]
+    sized = ["query_proj.weight", "cross_attn.q_proj.weight", "ffn.0.weight", "head1.0.weight"]
+    sized += ["embedding.weight", *outputs]
     _refuse_bad_keys(
-        missing=[k for k in (*_READOUT_FROM_OFFICIAL.values(), *needed) if k not in state],
-        unknown=[],
-        misshaped=[k for k in needed if k in state and getattr(state[k], "ndim", 0) != 2],
+        missing=[k for k in known if k not in state],
+        unknown=[str(k) for k in state if k not in known],
+        misshaped=[k for k in sized if k in state and getattr(state[k], "ndim", 0) != 2],
     )
-    codes = [int(state[f"{name}.weight"].shape[0]) for name in outputs]
     spec = StudentSpec(
-        codes_per_level=tuple(codes),
+        codes_per_level=tuple(state[name].shape[0] for name in outputs),
         dim=state["query_proj.weight"].shape[0],
         attention_dim=state["cross_attn.q_proj.weight"].shape[0],
         num_heads=num_heads,
         ffn_dim=state["ffn.0.weight"].shape[0],
         hidden_dim=state["head1.0.weight"].shape[0],
         embedding_dim=state["embedding.weight"].shape[1],
-        blocks_per_head=heads[1] - 3,
+        blocks_per_head=last - 3,
     )
-
-    names = dict(_READOUT_FROM_OFFICIAL)  # our name -> official name
-    for n in heads:
-        for part in ("weight", "bias"):
-            names[f"heads.{n - 1}.output.{part}"] = f"{outputs[n - 1]}.{part}"
-            names[f"heads.{n - 1}.blocks.0.linear.{part}"] = f"head{n}.0.{part}"
-            names[f"heads.{n - 1}.blocks.0.norm.{part}"] = f"head{n}.1.{part}"
-            for b in range(1, spec.blocks_per_head):
-                names[f"heads.{n - 1}.blocks.{b}.linear.{part}"] = f"head{n}.{b + 3}.fc.{part}"
-                names[f"heads.{n - 1}.blocks.{b}.norm.{part}"] = f"head{n}.{b + 3}.norm.{part}"
-
     shapes = weight_shapes(spec)
-    known = {*names.values(), "embedding.weight"}
-    rows = 1 + sum(codes)
+    got = {k: list(getattr(state[k], "shape", ())) for k in known}
     misshaped = [
-        f"{theirs} (expected {list(shapes[ours])}, got {list(getattr(state[theirs], 'shape', ()))})"
+        f"{theirs} (expected {list(shapes[ours])}, got {got[theirs]})"
         for ours, theirs in names.items()
-        if theirs in state and tuple(getattr(state[theirs], "shape", ())) != shapes[ours]
+        if got[theirs] != list(shapes[ours])
     ]
-    if state["embedding.weight"].shape[0] < rows:
-        got = list(state["embedding.weight"].shape)
-        misshaped.append(f"embedding.weight (expected at least {rows} rows, got {got})")
-    _refuse_bad_keys(
-        missing=[k for k in known if k not in state],
-        unknown=[str(k) for k in state if k not in known],
-        misshaped=misshaped,
-    )
+    table = state["embedding.weight"]
+    first_rows = list(itertools.accumulate(spec.codes_per_level, initial=1))
+    if table.shape[0] < first_rows[-1]:
+        misshaped.append(
+            f"embedding.weight (expected at least {first_rows[-1]} rows, got {list(table.shape)})"
+        )
+    _refuse_bad_keys(missing=[], unknown=[], misshaped=misshaped)
+
     weights = {ours: state[theirs] for ours, theirs in names.items()}
-    offsets = itertools.accumulate(codes, initial=1)
-    for i, (offset, size) in enumerate(zip(offsets, codes[:-1], strict=False)):
-        weights[f"embeddings.{i}.weight"] = state["embedding.weight"][offset : offset + size]
+    for i, (begin, end) in enumerate(itertools.pairwise(first_rows[:-1])):
+        weights[f"embeddings.{i}.weight"] = table[begin:end]
     return spec, weights
 
 
-def _official_heads(state: Mapping[str, Tensor]) -> dict[int, int]:
-    """Head number 1..L -> the index of its output Linear, the largest that it has."""
-    found: dict[int, int] = {}
+def _official_heads(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Number of heads, index of the output Linear in each of them."""
+    indices: dict[int, set[int]] = {}
     for key in state:
-        match = re.fullmatch(r"head(\d+)\.(\d+)\..+", str(key))
+        match = re.fullmatch(r"head([1-9]\d*)\.(\d+)\..+", str(key))
         if match:
-            n, index = int(match[1]), int(match[2])
-            found[n] = max(found.get(n, 0), index)
-    expected = list(range(1, max(found, default=1) + 1))
-    missing = [f"head{n}.*" for n in expected if n not in found]
-    missing += [f"head{n}.4.weight (its output)" for n, last in found.items() if last < 4]
-    if len(set(found.values())) > 1 and not missing:
+            indices.setdefault(int(match[1]), set()).add(int(match[2]))
+    outputs = {n: max(found) for n, found in sorted(indices.items()) if max(found) >= 4}
+    if len(set(outputs.values())) > 1:
         raise ValueError(
-            "state_dict: expected heads with equally many blocks, got output indices "
-            f"{dict(sorted(found.items()))}; a student has one number of blocks per head"
+            f"state_dict: expected heads with equally many blocks, got output indices {outputs} of "
+            "head1.. in headN.<index>.weight; a student has one number of blocks per head"
         )
-    _refuse_bad_keys(missing=missing, unknown=["head0.*"] if 0 in found else [], misshaped=[])
-    return {n: found[n] for n in expected}
+    levels = max(indices, default=1)
+    if levels > MAX_LEVELS:
+        raise ValueError(
+            f"state_dict: expected head1.* .. head{MAX_LEVELS}.* at most, got head{levels}.*; "
+            "pass a student's state dict"
+        )
+    return levels, max(outputs.values(), default=4)
+
+
+def _official_names(levels: int, last: int) -> dict[str, str]:
+    """Our name -> published name, of all but the embeddings."""
+    names = dict(_READOUT_FROM_OFFICIAL)
+    for i in range(levels):
+        for part in ("weight", "bias"):
+            ours, theirs = f"heads.{i}", f"head{i + 1}"
+            names[f"{ours}.blocks.0.linear.{part}"] = f"{theirs}.0.{part}"
+            names[f"{ours}.blocks.0.norm.{part}"] = f"{theirs}.1.{part}"
+            for index in range(4, last):
+                names[f"{ours}.blocks.{index - 3}.linear.{part}"] = f"{theirs}.{index}.fc.{part}"
+                names[f"{ours}.blocks.{index - 3}.norm.{part}"] = f"{theirs}.{index}.norm.{part}"
+            names[f"{ours}.output.{part}"] = f"{theirs}.{last}.{part}"
+    return names
 
 
 def _refuse_bad_keys(*, missing: list[str], unknown: list[str], misshaped: list[str]) -> None:
