@@ -1,0 +1,17 @@
+// The CPU kernels compiled for one instruction set: plain.
+#include <cmath>
+#include <cstring>
+
+#include "cpu/kernels_isa.h"
+#include "cpu/selection.h"
+#include "cpu/simd_plain.h"
+
+namespace sidmlp::cpu::plain {
+#include "cpu/linear_algebra.inl"
+
+// The other two are written on it.
+#include "cpu/beam.inl"
+#include "cpu/readout.inl"
+
+const Kernels kKernels = {"plain", context_readout, beam_decode, level_logits};
+}  // namespace sidmlp::cpu::plain
