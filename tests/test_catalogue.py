@@ -191,7 +191,7 @@ def test_same_catalogue_from_every_kind_of_input():
     fortran = np.asfortranarray(np.array(codes, np.int64))
     padded = np.zeros((6, 4), np.uint8)
     padded[::2, ::2] = codes
-    inputs = [
+    inputs: list[Any] = [
         codes,
         tuple(map(tuple, codes)),
         torch.tensor(codes),
@@ -358,7 +358,7 @@ def test_set_available_without_a_change_keeps_the_version():
 def test_bad_stock_changes_nothing():
     catalogue = Catalogue.from_codes([[0], [1]], [3, 4], known_codes=[[1]], known_item_ids=[9])
     snapshot = catalogue.snapshot()
-    for ids, flags, match in [
+    cases: list[tuple[Any, Any, str]] = [
         ([3, 5], False, "got 5"),
         (-1, False, "got -1"),
         (9, True, "got 9"),  # known to histories, never to be recommended
@@ -369,7 +369,8 @@ def test_bad_stock_changes_nothing():
         ([3], 0.5, "booleans"),
         ([3], 2, "booleans"),
         ([3], None, "booleans"),
-    ]:
+    ]
+    for ids, flags, match in cases:
         with pytest.raises(ValueError, match=match):
             catalogue.set_available(ids, flags)
     assert catalogue.snapshot() is snapshot
