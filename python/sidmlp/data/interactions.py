@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,15 +82,17 @@ class Interactions:
     def find(self, query: str) -> int:
         """Dense index of the item with this id, key or title (any case; a unique part is enough).
 
+        A whole number is an id, never a title, where the data's own keys are numbers.
         Raises ValueError when nothing or more than one item matches.
         """
         text = query.strip()
         if not text:
             raise ValueError("an item id or title must not be empty")
-        if _is_item_id(text):
+        if self.item_names is None and _is_item_id(text):
             hits = np.flatnonzero(self.item_ids == int(text))
-            if self.item_names is None and hits.size:
-                return int(hits[0])
+            if not hits.size:
+                raise ValueError(f"no item has the id {text}")
+            return int(hits[0])
         lowered = text.lower()
         for texts in (self.item_names, self.titles):
             if texts is None:
@@ -128,7 +131,7 @@ class Interactions:
                 arrays = {name: archive[name] for name in ("items", "offsets", "item_ids")}
         except FileNotFoundError:
             raise ValueError(f"{path} does not exist") from None
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{path} is damaged ({error}); make it anew with `sidmlp data`"
             ) from None

@@ -13,11 +13,13 @@ from .interactions import Interactions
 class Examples:
     """Pairs (history, next item) as positions in one flat sequence array; nothing is copied.
 
-    items: int64 [interactions], the flat sequences; starts, targets: int64 [n]. Example e has the
-    history ``items[starts[e]:targets[e]]``, oldest first, and the target ``items[targets[e]]``.
+    items: int64 [interactions], the flat sequences; users, starts, targets: int64 [n]. Example e,
+    of user ``users[e]``, has the history ``items[starts[e]:targets[e]]``, oldest first, and the
+    target ``items[targets[e]]``.
     """
 
     items: np.ndarray
+    users: np.ndarray
     starts: np.ndarray
     targets: np.ndarray
 
@@ -37,7 +39,7 @@ class Examples:
 
     def take(self, index: np.ndarray) -> Examples:
         """The examples at ``index``, in that order."""
-        return Examples(self.items, self.starts[index], self.targets[index])
+        return Examples(self.items, self.users[index], self.starts[index], self.targets[index])
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,11 @@ def leave_last_out(data: Interactions) -> Split:
     user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
     is_target = (positions > begins[user]) & (positions < train_end[user])
     targets = positions[is_target]
+    testers = np.flatnonzero(held_out)
     return Split(
-        train=Examples(data.items, begins[user[targets]], targets),
-        validation=Examples(data.items, begins[held_out], ends[held_out] - 2),
-        test=Examples(data.items, begins[held_out], ends[held_out] - 1),
+        train=Examples(data.items, user[targets], begins[user[targets]], targets),
+        validation=Examples(data.items, testers, begins[testers], ends[testers] - 2),
+        test=Examples(data.items, testers, begins[testers], ends[testers] - 1),
         train_end=train_end,
     )
 
