@@ -26,23 +26,34 @@ struct Float16 {
 
 // ---- y[m][n] (+)= sum_k x[m][k] w[k][n] ----
 
+// Partial sums start from zero every kInnerBlock steps and are then added to y: one long running
+// sum of 1,024 terms onto a residual loses four times as much as PyTorch does (context error 6e-6
+// against 1e-6 at D=128, F=1024; 1.3e-6 with blocks).
+constexpr int64_t kInnerBlock = 64;
+
 template <class W, int kRows, int kVectors>
 inline void gemm_tile(int64_t inner, const float* x, int64_t x_stride, const typename W::Storage* w,
                       int64_t w_stride, float* y, int64_t y_stride) {
-  Vec acc[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = vec_load(y + r * y_stride + v * kLane);
-  }
-  for (int64_t k = 0; k < inner; ++k) {
-    Vec weight[kVectors];
-    for (int v = 0; v < kVectors; ++v) weight[v] = W::load(w + k * w_stride + v * kLane);
+  for (int64_t start = 0; start < inner; start += kInnerBlock) {
+    const int64_t end = start + kInnerBlock < inner ? start + kInnerBlock : inner;
+    Vec acc[kRows][kVectors];
     for (int r = 0; r < kRows; ++r) {
-      const Vec input = vec_set(x[r * x_stride + k]);
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = vec_fma(input, weight[v], acc[r][v]);
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = vec_set(0.0f);
     }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) vec_store(y + r * y_stride + v * kLane, acc[r][v]);
+    for (int64_t k = start; k < end; ++k) {
+      Vec weight[kVectors];
+      for (int v = 0; v < kVectors; ++v) weight[v] = W::load(w + k * w_stride + v * kLane);
+      for (int r = 0; r < kRows; ++r) {
+        const Vec input = vec_set(x[r * x_stride + k]);
+        for (int v = 0; v < kVectors; ++v) acc[r][v] = vec_fma(input, weight[v], acc[r][v]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        float* at = y + r * y_stride + v * kLane;
+        vec_store(at, vec_add(vec_load(at), acc[r][v]));
+      }
+    }
   }
 }
 

@@ -58,8 +58,7 @@ inline void mean_row(const float* rows, int64_t stride, int64_t count, float* me
 inline void attend(const ReadoutView& view, const float* states, int64_t count,
                    const float* query_rows, float* weights, int64_t weights_stride, float* pooled) {
   const int64_t dim_pad = padded(view.dim);
-  zero_rows(pooled, dim_pad, view.num_heads, dim_pad);
-  if (count == 0) return;
+  if (count == 0) return zero_rows(pooled, dim_pad, view.num_heads, dim_pad);
   dot_matrix<Float32>(view.num_heads, dim_pad, count, query_rows, dim_pad, states, dim_pad, weights,
                       weights_stride);
   for (int h = 0; h < view.num_heads; ++h) {
@@ -71,6 +70,7 @@ inline void attend(const ReadoutView& view, const float* states, int64_t count,
       vec_store(row + t, vec_mul(vec_exp_nonpositive(vec_sub(vec_load(row + t), top)), scale));
     }
   }
+  zero_rows(pooled, dim_pad, view.num_heads, dim_pad);
   gemm_accumulate<Float32>(view.num_heads, count, dim_pad, weights, weights_stride, states, dim_pad,
                            pooled, dim_pad);
 }

@@ -1,0 +1,103 @@
+"""Schemas and fakes of `torch.ops.sidmlp.*`, and the loading of the libraries that implement them.
+
+One schema serves every backend: implementations register themselves for their dispatch key when
+their library is loaded. What each operator computes is specified in `sidmlp_kernels.ops`.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LIBRARY_DIR = Path(__file__).parent.parent / "_lib"
+
+_MODEL = "int[] sizes, float layer_norm_eps"
+_DECODE = (
+    "Tensor[] heads, Tensor[] catalogue, Tensor? exclude_ids, Tensor? exclude_offsets, "
+    f"{_MODEL}, int k, int num_beams, bool codebook, float[] temperatures, float[] level_weights, "
+    "int[] level_modes, int isa"
+)
+_RESULTS = "(Tensor items, Tensor scores, Tensor codes, Tensor counts)"
+
+SCHEMAS = {
+    "beam_decode": f"(Tensor context, {_DECODE}) -> {_RESULTS}",
+    "decode_states": f"(Tensor states, Tensor mask, Tensor[] readout, {_DECODE}) -> {_RESULTS}",
+    "context_readout": (
+        f"(Tensor states, Tensor mask, Tensor[] readout, {_MODEL}, int isa) -> Tensor"
+    ),
+    "level_logits": (
+        f"(Tensor context, Tensor prefix_codes, Tensor[] heads, {_MODEL}, int isa) -> Tensor"
+    ),
+}
+
+_library = torch.library.Library("sidmlp", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema)
+
+_NUM_FIXED_SIZES = 7  # sizes = [L, D, heads, head_dim, F, H, blocks, C_1 .. C_L]
+
+Results = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _fake_results(batch_of: Tensor, sizes: list[int], k: int) -> Results:
+    batch, levels = batch_of.shape[0], sizes[0]
+    return (
+        batch_of.new_empty((batch, k), dtype=torch.int64),
+        batch_of.new_empty((batch, k), dtype=torch.float32),
+        batch_of.new_empty((batch, k, levels), dtype=torch.int32),
+        batch_of.new_empty((batch,), dtype=torch.int32),
+    )
+
+
+@torch.library.register_fake("sidmlp::beam_decode", lib=_library)
+def _beam_decode_fake(
+    context, heads, catalogue, exclude_ids, exclude_offsets, sizes, layer_norm_eps, k, *_decode
+) -> Results:
+    return _fake_results(context, sizes, k)
+
+
+@torch.library.register_fake("sidmlp::decode_states", lib=_library)
+def _decode_states_fake(
+    states,
+    mask,
+    readout,
+    heads,
+    catalogue,
+    exclude_ids,
+    exclude_offsets,
+    sizes,
+    layer_norm_eps,
+    k,
+    *_decode,
+) -> Results:
+    return _fake_results(states, sizes, k)
+
+
+@torch.library.register_fake("sidmlp::context_readout", lib=_library)
+def _context_readout_fake(states, mask, readout, sizes, layer_norm_eps, isa) -> Tensor:
+    return states.new_empty((states.shape[0], sizes[1]), dtype=torch.float32)
+
+
+@torch.library.register_fake("sidmlp::level_logits", lib=_library)
+def _level_logits_fake(context, prefix_codes, heads, sizes, layer_norm_eps, isa) -> Tensor:
+    width = sizes[_NUM_FIXED_SIZES + prefix_codes.shape[1]]
+    return context.new_empty((context.shape[0], width), dtype=torch.float32)
+
+
+@functools.cache
+def load(backend: str) -> str:
+    """Loads the library of `backend` ("cpu" or "cuda") once; returns "" or why it cannot."""
+    path = LIBRARY_DIR / f"libsidmlp_{backend}.so"
+    if not path.exists():
+        return (
+            f"{path.name} is not built; run `pip install --no-build-isolation .` "
+            "(or `python setup.py build_ext --inplace` in a checkout)"
+        )
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load: {error}; rebuild it against this torch"
+    return ""

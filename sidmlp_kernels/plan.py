@@ -1,0 +1,180 @@
+"""Plan once, run many: everything that is chosen, checked or looked up before a decode.
+
+    (PackedWeights, CatalogueSnapshot, backend, decode settings)  ->  DecodePlan  ->  results
+
+A plan's methods only call an operator. Print a plan to see what was chosen and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sidmlp_kernels.catalogue import CatalogueSnapshot
+from sidmlp_kernels.ops.library import Results
+from sidmlp_kernels.packing import PackedWeights
+
+ISAS = ("auto", "plain", "avx2", "avx512")
+
+# A level is dense where a node continues with more than this share of all codes: a dense tile reads
+# each weight row once for several beams, a sparse one computes fewer logits.
+DENSE_FAN_OUT = 0.5
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """How one level is computed.
+
+    dense  logits of every code, in tiles; else of children only
+    """
+
+    num_codes: int
+    num_nodes: int
+    mean_children: float
+    only_child_share: float
+    dense: bool
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class DecodePlan:
+    """One way to decode: weights, catalogue snapshot and settings, ready to run.
+
+    decode_states, beam_decode and context_readout take contiguous tensors on `packed.device`, as
+    `sidmlp_kernels.ops` specifies; the first two return (items, scores, codes, counts).
+    """
+
+    backend: str
+    packed: PackedWeights
+    snapshot: CatalogueSnapshot
+    k: int
+    num_beams: int
+    normalisation: str
+    temperatures: tuple[float, ...]
+    level_weights: tuple[float, ...]
+    levels: tuple[LevelPlan, ...]
+    isa: str = "auto"
+    _decode_args: tuple = field(init=False, repr=False)
+    _readout: list[Tensor] = field(init=False, repr=False)
+    _heads_catalogue: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        packed = self.packed
+        arguments = (
+            list(packed.sizes),
+            packed.spec.layer_norm_eps,
+            self.k,
+            self.num_beams,
+            self.normalisation == "codebook",
+            list(self.temperatures),
+            list(self.level_weights),
+            [int(level.dense) for level in self.levels],
+            ISAS.index(self.isa),
+        )
+        tensors = (list(packed.heads), self.snapshot.trie_tensors(packed.device))
+        object.__setattr__(self, "_decode_args", arguments)
+        object.__setattr__(self, "_readout", list(packed.readout))
+        object.__setattr__(self, "_heads_catalogue", tensors)
+
+    def decode_states(
+        self,
+        states: Tensor,
+        mask: Tensor,
+        exclude_ids: Tensor | None = None,
+        exclude_offsets: Tensor | None = None,
+    ) -> Results:
+        """states [B, T, D], mask bool [B, T] -> items, scores, codes, counts."""
+        return torch.ops.sidmlp.decode_states.default(
+            states,
+            mask,
+            self._readout,
+            *self._heads_catalogue,
+            exclude_ids,
+            exclude_offsets,
+            *self._decode_args,
+        )
+
+    def beam_decode(
+        self,
+        context: Tensor,
+        exclude_ids: Tensor | None = None,
+        exclude_offsets: Tensor | None = None,
+    ) -> Results:
+        """context float32 [B, D] -> items, scores, codes, counts."""
+        return torch.ops.sidmlp.beam_decode.default(
+            context, *self._heads_catalogue, exclude_ids, exclude_offsets, *self._decode_args
+        )
+
+    def context_readout(self, states: Tensor, mask: Tensor) -> Tensor:
+        """states [B, T, D], mask bool [B, T] -> context float32 [B, D]."""
+        sizes, eps = self._decode_args[:2]
+        return torch.ops.sidmlp.context_readout.default(
+            states, mask, self._readout, sizes, eps, self._decode_args[-1]
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"backend {self.backend}, {self.packed.dtype}, {self.packed.device}, isa {self.isa}, "
+            f"{self.num_beams} beams, k {self.k}, {self.normalisation}, "
+            f"catalogue version {self.snapshot.version}",
+            f"{'level':>5} {'codes':>6} {'nodes':>9} {'children':>9} {'only child':>10}  logits",
+        ]
+        for number, level in enumerate(self.levels, 1):
+            lines.append(
+                f"{number:>5} {level.num_codes:>6} {level.num_nodes:>9} "
+                f"{level.mean_children:>9.2f} {level.only_child_share:>10.2f}  "
+                f"{'dense' if level.dense else 'sparse'}: {level.reason}"
+            )
+        return "\n".join(lines)
+
+
+def make_plan(
+    packed: PackedWeights,
+    snapshot: CatalogueSnapshot,
+    backend: str,
+    *,
+    k: int,
+    num_beams: int,
+    temperatures: Sequence[float],
+    level_weights: Sequence[float],
+    normalisation: str = "children",
+    isa: str = "auto",
+) -> DecodePlan:
+    """Chooses how each level is computed, from the model's and the catalogue's own numbers.
+
+    The caller has checked its arguments (`Recommender` does). isa: "auto", or the CPU instruction
+    set to force: "plain", "avx2", "avx512" (the operator raises RuntimeError where it is missing).
+    """
+    levels = []
+    statistics = snapshot.statistics()
+    for i, (codes, level) in enumerate(
+        zip(packed.spec.codes_per_level, statistics.levels, strict=True)
+    ):
+        if i == 0:
+            dense, reason = True, "level 1 normalises over all codes"
+        elif normalisation == "codebook":
+            dense, reason = True, "codebook mode normalises over all codes"
+        else:
+            share = level.mean_children / codes
+            dense = share > DENSE_FAN_OUT
+            reason = f"a node continues with {share:.1%} of the codes"
+        levels.append(
+            LevelPlan(
+                codes, level.nodes, level.mean_children, level.only_child_share, dense, reason
+            )
+        )
+    return DecodePlan(
+        backend,
+        packed,
+        snapshot,
+        k,
+        num_beams,
+        normalisation,
+        tuple(temperatures),
+        tuple(level_weights),
+        tuple(levels),
+        isa,
+    )
