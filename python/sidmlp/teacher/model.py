@@ -1,0 +1,110 @@
+"""TIGER's generator: a small T5 that reads a token history and writes an item's codes.
+
+Rajput et al., Recommender Systems with Generative Retrieval (2023), section 3.2. Trained from
+scratch; the shared embedding matrix is also the output layer, as in the first T5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from sidmlp.data import TokenSpec
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Sizes of the T5; the defaults are TIGER's."""
+
+    dim: int = 128
+    num_layers: int = 4
+    num_heads: int = 6
+    head_dim: int = 64
+    ffn_dim: int = 1024
+    dropout: float = 0.1
+    feed_forward: str = "relu"
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "num_layers", "num_heads", "head_dim", "ffn_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+class Teacher(nn.Module):
+    """T5 over the vocabulary of a ``TokenSpec``.
+
+    Level l of the target is predicted by decoder position l, whose input is the padding token at
+    l = 1 and the token of c_{l-1} afterwards.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, config: TeacherConfig, tokens: TokenSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = tokens
+        self.t5: Any = T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=tokens.vocab_size,
+                d_model=config.dim,
+                d_kv=config.head_dim,
+                d_ff=config.ffn_dim,
+                num_layers=config.num_layers,
+                num_decoder_layers=config.num_layers,
+                num_heads=config.num_heads,
+                dropout_rate=config.dropout,
+                feed_forward_proj=config.feed_forward,
+                pad_token_id=tokens.pad_id,
+                eos_token_id=tokens.eos_id,
+                use_cache=False,
+            )
+        )
+        self.register_buffer("offsets", torch.tensor(tokens.code_offsets), persistent=False)
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Encoder states [B, T, dim] of token ids int64 [B, T] and mask bool [B, T]."""
+        return self.t5.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+
+    def decoder_logits(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
+        """Logits [B, L, vocab] under teacher forcing with the codes int64 [B, L].
+
+        Position l sees c_1..c_{l-1}; the last code is never read.
+        """
+        start = codes.new_full((codes.shape[0], 1), self.tokens.pad_id)
+        ids = torch.cat([start, (codes + self.offsets)[:, :-1]], dim=1)
+        return self.t5(
+            encoder_outputs=(states,), attention_mask=mask.long(), decoder_input_ids=ids
+        ).logits
+
+    def forward(self, ids: Tensor, mask: Tensor, codes: Tensor, rows: Tensor) -> Tensor:
+        """Mean cross-entropy over the whole vocabulary of target codes int64 [N, L].
+
+        ids, mask: [B, T] histories; rows: int64 [N], which history each target belongs to.
+        """
+        logits = self.decoder_logits(self.encode(ids, mask)[rows], mask[rows], codes)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), (codes + self.offsets).flatten())
+
+    def level_logits(self, logits: Tensor) -> list[Tensor]:
+        """Of logits [B, L, vocab], level l's own codes: a list of [B, C_l]."""
+        spec = self.tokens
+        return [
+            logits[:, level, start : start + count]
+            for level, (start, count) in enumerate(
+                zip(spec.code_offsets, spec.codes_per_level, strict=True)
+            )
+        ]
+
+    def code_embeddings(self) -> list[Tensor]:
+        """Embedding rows of every level's codes, a list of [C_l, dim]."""
+        spec = self.tokens
+        weight = self.t5.shared.weight.detach()
+        return [
+            weight[start : start + count]
+            for start, count in zip(spec.code_offsets, spec.codes_per_level, strict=True)
+        ]

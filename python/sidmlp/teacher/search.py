@@ -1,0 +1,190 @@
+"""Beam search with the teacher, over the catalogue's items or over every token sequence.
+
+The plain convention of generative retrieval: the log-softmax runs over the whole vocabulary and the
+catalogue only removes candidates; nothing is renormalised. (The student renormalises.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .decoder import DecoderState
+from .model import Teacher
+
+
+class PrefixTable:
+    """Which codes continue which prefix, and which item a complete one names.
+
+    Nodes of level l are numbered in lexicographic order of their prefixes; the root is node 0 of
+    level 0. ``children[l][p]`` lists, per code, the node of level l + 1 below node p or -1.
+    Memory is nodes times codes: a teacher's tool for catalogues of up to some 100,000 items.
+    """
+
+    def __init__(self, codes: np.ndarray, codes_per_level: tuple[int, ...]) -> None:
+        """codes: int64 [N, L], 0-based; every row is an item, equal rows share a leaf."""
+        self.children: list[Tensor] = []
+        parent = np.zeros(len(codes), dtype=np.int64)
+        nodes = 1
+        for level, count in enumerate(codes_per_level):
+            keys, node = np.unique(parent * count + codes[:, level], return_inverse=True)
+            table = torch.full((nodes * count,), -1, dtype=torch.int64)
+            table[torch.from_numpy(keys)] = torch.arange(len(keys))
+            self.children.append(table.view(nodes, count))
+            parent, nodes = node.reshape(-1), len(keys)
+        self.leaf_of_item = torch.from_numpy(parent)
+        order = np.argsort(parent, kind="stable")
+        self.leaf_items = torch.from_numpy(order)
+        sizes = np.bincount(parent, minlength=nodes)
+        self.leaf_begin = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]))
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Ranked answers of a batch.
+
+    items: int64 [B, k], dense item indices, -1 where there are fewer; scores: [B, k], summed
+    log-probabilities, -inf where there are fewer; invalid: int64 [B], how many of the beams ended
+    on a sequence that no item has (always 0 in a constrained search).
+    """
+
+    items: Tensor
+    scores: Tensor
+    invalid: Tensor
+
+
+@torch.no_grad()
+def beam_search(
+    teacher: Teacher,
+    ids: Tensor,
+    mask: Tensor,
+    table: PrefixTable,
+    *,
+    k: int,
+    num_beams: int,
+    constrained: bool = True,
+    exclude: list[np.ndarray] | None = None,
+) -> SearchResult:
+    """The k best items for token ids int64 [B, T], mask bool [B, T].
+
+    score = sum over l of log softmax_vocab(decoder logits)[token of c_l]. constrained: only
+    prefixes of items are followed; otherwise every token may follow (padding, end and user tokens
+    and codes of other levels too, as a plain ``generate`` does) and beams that name no item are
+    dropped at the end and counted. exclude: dense item indices per request never to return,
+    removed before the last cut (constrained) or from the answer (unconstrained). Equal scores
+    keep the higher-ranked parent, then the lower token. Several items on one leaf share its score.
+    Raises ValueError unless 1 <= k <= num_beams.
+    """
+    if not 1 <= k <= num_beams:
+        raise ValueError(f"k must be between 1 and num_beams ({num_beams}), got {k}")
+    training = teacher.training
+    teacher.eval()
+    try:
+        state = DecoderState(teacher, teacher.encode(ids, mask), mask)
+        run = _constrained if constrained else _unconstrained
+        leaves, scores, invalid = run(teacher, state, table, num_beams, len(ids), exclude)
+    finally:
+        teacher.train(training)
+    return _emit(leaves, scores, invalid, table, k, exclude)
+
+
+def _constrained(
+    teacher: Teacher,
+    state: DecoderState,
+    table: PrefixTable,
+    num_beams: int,
+    users: int,
+    exclude: list[np.ndarray] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    spec = teacher.tokens
+    nodes = torch.zeros(users, 1, dtype=torch.int64)
+    scores = torch.zeros(users, 1)
+    tokens = torch.full((users, 1), spec.pad_id)
+    for level, count in enumerate(spec.codes_per_level):
+        start = spec.code_offsets[level]
+        log_probs = state.step(tokens).log_softmax(-1)[..., start : start + count]
+        children = table.children[level][nodes]  # [users, beams, count]
+        # A dead beam keeps node 0 and the score -inf, so that nothing below it can win.
+        candidates = (scores[..., None] + log_probs).masked_fill(children < 0, -torch.inf)
+        if exclude is not None and level == spec.num_levels - 1:
+            gone = torch.stack([_all_excluded(table, items) for items in exclude])
+            lost = gone.gather(1, children.clamp(min=0).flatten(1)).view_as(children)
+            candidates = candidates.masked_fill(lost, -torch.inf)
+        scores, chosen = _best(candidates.flatten(1), num_beams)
+        parents, code = chosen // count, chosen % count
+        nodes = children.flatten(1).gather(1, chosen).clamp(min=0)
+        state.reorder(parents)
+        tokens = code + start
+    leaves = nodes.masked_fill(scores == -torch.inf, -1)
+    return leaves, scores, torch.zeros(users, dtype=torch.int64)
+
+
+def _unconstrained(
+    teacher: Teacher,
+    state: DecoderState,
+    table: PrefixTable,
+    num_beams: int,
+    users: int,
+    exclude: list[np.ndarray] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    spec = teacher.tokens
+    nodes = torch.zeros(users, 1, dtype=torch.int64)  # -1: the prefix has left the catalogue
+    scores = torch.zeros(users, 1)
+    tokens = torch.full((users, 1), spec.pad_id)
+    for level, count in enumerate(spec.codes_per_level):
+        start = spec.code_offsets[level]
+        log_probs = state.step(tokens).log_softmax(-1)
+        vocabulary = log_probs.shape[-1]
+        scores, chosen = _best((scores[..., None] + log_probs).flatten(1), num_beams)
+        parents, tokens = chosen // vocabulary, chosen % vocabulary
+        above, code = nodes.gather(1, parents), tokens - start
+        inside = (above >= 0) & (code >= 0) & (code < count)
+        below = table.children[level][above.clamp(min=0), code.clamp(0, count - 1)]
+        nodes = torch.where(inside, below, -1)
+        state.reorder(parents)
+    invalid = (nodes < 0).sum(1)
+    scores = scores.masked_fill(nodes < 0, -torch.inf)
+    # Valid beams move to the front in the order they have.
+    order = torch.argsort(nodes < 0, dim=1, stable=True)
+    return nodes.gather(1, order), scores.gather(1, order), invalid
+
+
+def _best(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest per row, equal ones by index (topk promises no order among those)."""
+    values, index = candidates.sort(dim=1, descending=True, stable=True)
+    return values[:, :count], index[:, :count]
+
+
+def _all_excluded(table: PrefixTable, items: np.ndarray) -> Tensor:
+    """Leaves whose every item is excluded, bool [leaves]."""
+    leaves = table.leaf_of_item[torch.from_numpy(np.unique(items))]
+    sizes = table.leaf_begin.diff()
+    return torch.bincount(leaves, minlength=sizes.numel()) == sizes
+
+
+def _emit(
+    leaves: Tensor,
+    scores: Tensor,
+    invalid: Tensor,
+    table: PrefixTable,
+    k: int,
+    exclude: list[np.ndarray] | None,
+) -> SearchResult:
+    """Leaves to items, in catalogue order within a leaf, without the excluded ones, cut at k."""
+    items = torch.full((len(leaves), k), -1, dtype=torch.int64)
+    item_scores = torch.full((len(leaves), k), -torch.inf, dtype=scores.dtype)
+    for user in range(len(leaves)):
+        hidden = set() if exclude is None else set(exclude[user].tolist())
+        found = 0
+        for leaf, score in zip(leaves[user].tolist(), scores[user], strict=True):
+            if leaf < 0 or found == k:
+                break
+            begin, end = int(table.leaf_begin[leaf]), int(table.leaf_begin[leaf + 1])
+            for item in table.leaf_items[begin:end].tolist():
+                if item not in hidden and found < k:
+                    items[user, found], item_scores[user, found] = item, score
+                    found += 1
+    return SearchResult(items, item_scores, invalid)

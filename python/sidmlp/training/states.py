@@ -1,0 +1,40 @@
+"""Tensors and plain values in one file: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sidmlp.data.files import write_atomically
+
+
+def save_tensors(path: Path, value: dict[str, Any]) -> None:
+    """Writes nested dicts and lists of tensors, numbers and strings, atomically."""
+
+    def write(temporary: Path) -> None:
+        torch.save(value, temporary)
+
+    write_atomically(path, write)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Reads what ``save_tensors`` wrote; raises ValueError when it is missing or damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged ({reason}); delete it and train again") from None
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries below still use the old generator
+    torch.manual_seed(seed)
