@@ -1,5 +1,6 @@
-"""Builds the C++ libraries with CMake into sidmlp_kernels/_lib; CMakeLists.txt is the list of sources."""
+"""Builds the C++ libraries with CMake into sidmlp_kernels/_lib; the sources: CMakeLists.txt."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -33,8 +34,11 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
+        # A virtual environment's cmake and ninja are found also when it is not activated.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         check_tools(build)
-        package = ROOT if self.inplace else Path(self.build_lib).absolute()
+        in_tree = self.inplace or self.editable_mode
+        package = ROOT if in_tree else Path(self.build_lib).absolute()
         options = [
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSIDMLP_LIBRARY_DIR={package / 'sidmlp_kernels' / '_lib'}",

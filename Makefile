@@ -1,0 +1,85 @@
+# make demo | make test     from nothing: virtual environment, install, build, run
+# make lint | make benchmark | make clean
+#
+#   SYSTEM=1      use the Python that is there, offline: build in place, install nothing
+#   PYTHON=...    the interpreter to start from (default python3, 3.10 or later)
+#   TORCH=...     the torch to install (default torch==2.13.0)
+#   PIP_ARGS=...  further arguments of pip install, e.g. an --index-url with CPU builds of torch
+#   ARGS=...      further arguments of the demo or of pytest
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+ARGS ?=
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+ifdef SYSTEM
+PY := $(PYTHON)
+export PYTHONPATH := $(CURDIR):$(CURDIR)/python:$(PYTHONPATH)
+BUILT := build/.built-in-place
+LINT :=
+else
+PY := .venv/bin/python
+BUILT := .venv/.built
+LINT := .venv/.lint
+endif
+
+.PHONY: demo test lint format benchmark clean
+demo: $(BUILT)
+	$(PY) -m sidmlp demo $(ARGS)
+
+test: $(BUILT)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(BUILT) $(LINT)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(PY) -m clang_format --dry-run --Werror
+	$(PY) -m mypy
+	$(PY) benchmarks/make_tables.py --check README.md
+
+format: $(BUILT) $(LINT)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(PY) -m clang_format -i
+
+benchmark: $(BUILT)
+	$(PY) benchmarks/bench_decode.py $(ARGS)
+
+# ---- from nothing to a built tree ----
+# One clear sentence where the machine lacks something, before minutes are spent on installing.
+define check_machine
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "sidmlp_kernels needs Python 3.10 or later as $(PYTHON); name another with PYTHON=python3.12."; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  { echo "sidmlp_kernels needs a C++ compiler; install one (Debian: apt install g++)."; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || \
+	  { echo "sidmlp_kernels needs the headers of $(PYTHON); install them (Debian: apt install python3-dev)."; exit 1; }
+	@$(PYTHON) -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < $(1) * 2**30)' || \
+	  { echo "sidmlp_kernels needs $(1) GiB of free disk here ($(CURDIR)); make room and run make again."; exit 1; }
+endef
+
+.venv/.packages: pyproject.toml
+	$(call check_machine,4)
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "sidmlp_kernels needs Python's venv module; install it (Debian: apt install python3-venv)."; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install -q --disable-pip-version-check $(PIP_ARGS) '$(TORCH)' 'setuptools>=77' wheel pybind11 cmake ninja numpy
+	touch $@
+
+.venv/.built: .venv/.packages $(SOURCES)
+	$(call check_machine,1)
+	$(PY) -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-build-isolation -e '.[train,test,benchmark]'
+	touch $@
+
+.venv/.lint: .venv/.built
+	$(PY) -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-build-isolation -e '.[lint]'
+	touch $@
+
+build/.built-in-place: $(SOURCES)
+	$(call check_machine,1)
+	$(PY) setup.py -q build_ext --inplace
+	mkdir -p build && touch $@
+
+clean:
+	rm -rf build .venv *.egg-info sidmlp_kernels/_lib/*.so
