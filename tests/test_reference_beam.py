@@ -21,7 +21,7 @@ INF = math.inf
 
 def make_student(sizes: tuple[int, ...] = SIZES, seed: int = 0) -> Student:
     torch.manual_seed(seed)
-    config = StudentConfig(sizes, 8, 8, 2, 16, 12, 1, 8)
+    config = StudentConfig(sizes, 8, 8, 2, 16, 12, 8)
     student = Student(config).double()
     with torch.no_grad():
         for head in student.heads:

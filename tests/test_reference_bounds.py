@@ -23,7 +23,7 @@ Prefix = tuple[int, ...]
 def make_student(spread: float = 1.0) -> Student:
     """A small spread of logits means many near-ties."""
     torch.manual_seed(0)
-    student = Student(StudentConfig(SIZES, 8, 8, 2, 16, 12, 1, 8)).double()
+    student = Student(StudentConfig(SIZES, 8, 8, 2, 16, 12, 8)).double()
     with torch.no_grad():
         for head in student.heads:
             head.output.weight.mul_(spread)

@@ -35,8 +35,8 @@ class StudentConfig:
     num_heads: int
     ffn_dim: int  # F
     hidden_dim: int  # H, width of a head's hidden layers
-    blocks_per_head: int  # 1 = only the first layer
     embedding_dim: int  # E, usually D
+    blocks_per_head: int = 1  # 1 = only the first layer
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
