@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from tqdm import tqdm
 
 from sidmlp.beam import Decoded, decode_states
 from sidmlp.data import Split
@@ -185,11 +186,13 @@ def recommend(
     num_beams: int,
     decode: Decode = decode_states,
     batch_size: int = 128,
+    progress: bool = False,
 ) -> Tensor:
     """The k best items of every example, int64 [n, k], -1 where there are fewer."""
     student.eval()
     found = []
-    for index in batches(len(features), batch_size):
+    work = list(batches(len(features), batch_size))
+    for index in tqdm(work, desc="student", leave=False, disable=not progress):
         states, mask = features.batch_states(index)
         hidden = [exclude[i] for i in index]
         found.append(decode(student, states, mask, trie, k, num_beams, hidden).items)

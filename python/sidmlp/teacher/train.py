@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from sidmlp.data import Examples, Split
 from sidmlp.metrics import ndcg_at_k
@@ -80,10 +81,12 @@ def recommend(
     constrained: bool = True,
     exclude: list[np.ndarray] | None = None,
     batch_size: int = 128,
+    progress: bool = False,
 ) -> SearchResult:
     """``beam_search`` for every example, in batches."""
     parts = []
-    for index in batches(len(examples), batch_size):
+    work = list(batches(len(examples), batch_size))
+    for index in tqdm(work, desc="teacher", leave=False, disable=not progress):
         ids, mask = teacher.tokens.batch_examples(examples.take(index), codes)
         parts.append(
             beam_search(
