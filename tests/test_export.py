@@ -47,7 +47,7 @@ def make_t5(feed_forward: str = "relu") -> Any:
         relative_attention_num_buckets=8,
         relative_attention_max_distance=16,
     )
-    return transformers.T5ForConditionalGeneration(config)
+    return transformers.T5ForConditionalGeneration(config).eval()
 
 
 def export(directory: Path, **changes: Any) -> None:

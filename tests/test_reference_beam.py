@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -173,19 +174,21 @@ def test_ties_on_a_coarse_grid_equal_a_plain_beam_search(case: dict) -> None:
 
 
 def test_all_equal_scores_come_in_code_order() -> None:
-    student = make_student((4, 3, 2))
+    """Hundreds of equal candidates: few of them come out in order of a sort that is not stable."""
+    sizes = (12, 8, 6)
+    student = make_student(sizes)
     with torch.no_grad():
         for head in student.heads:
             head.output.weight.zero_()
             head.output.bias.zero_()
-    codes = np.array([[a, b, c] for a in range(4) for b in range(3) for c in range(2)])
+    codes = np.array(list(itertools.product(*map(range, sizes))))
     shuffled = np.random.default_rng(0).permutation(len(codes))
     trie = Trie.from_codes(codes[shuffled], shuffled)
-    got = beam_decode(student, make_context(2), trie, 5, 5)
-    # Level 1 keeps 0..3; level 2 keeps 00 01 02 10 11; level 3 the first five children of those.
-    assert got.codes[0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 2, 0]]
-    assert torch.equal(got.codes[0], got.codes[1])
-    assert torch.equal(got.scores, got.scores[:, :1].expand(-1, 5))
+    got = beam_decode(student, make_context(2), trie, 60, 60)
+    # The first 60 of 96 prefixes survive level 2, the first 60 of their 360 children level 3.
+    assert got.codes[0].tolist() == codes[:60].tolist()
+    assert got.items.tolist() == [list(range(60))] * 2
+    assert torch.equal(got.scores, got.scores[:, :1].expand(-1, 60))
 
 
 # --- Brute force on a real student ---
