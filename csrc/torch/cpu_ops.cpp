@@ -32,8 +32,9 @@ template <class Body>
 void for_each_block(int64_t batch, size_t arena_bytes, const Body& body) {
   if (batch == 0) return;
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
-  const int64_t block = std::clamp<int64_t>((batch + threads - 1) / threads, 1, cpu::kMaxBlock);
-  const int64_t num_blocks = (batch + block - 1) / block;
+  // As many blocks as fill every thread equally often, none larger than kMaxBlock.
+  const int64_t rounds = (batch + threads * cpu::kMaxBlock - 1) / (threads * cpu::kMaxBlock);
+  const int64_t num_blocks = std::min(batch, rounds * threads);
   std::exception_ptr failure;
   std::mutex failure_mutex;
   torch::stable::parallel_for(0, num_blocks, 1, [&](int64_t first, int64_t last) {
@@ -41,7 +42,7 @@ void for_each_block(int64_t batch, size_t arena_bytes, const Body& body) {
       static thread_local cpu::Arena arena;
       for (int64_t i = first; i < last; ++i) {
         arena.reset(arena_bytes);
-        body(i * block, std::min(batch, (i + 1) * block), arena);
+        body(i * batch / num_blocks, (i + 1) * batch / num_blocks, arena);
       }
     } catch (...) {  // an exception must not cross the threads of parallel_for
       const std::lock_guard<std::mutex> lock(failure_mutex);
