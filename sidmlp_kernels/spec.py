@@ -12,6 +12,7 @@ unknown one is an error, since a default filled in silently would be a guess abo
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
 import math
@@ -40,13 +41,14 @@ def check_int(value: object, name: str, *, low: int, high: int | None = None) ->
 
 
 def check_float(value: object, name: str, *, positive: bool) -> float:
-    """`value` as a finite float, above 0 if `positive`; ValueError otherwise."""
+    """`value` as a number that float32 holds, above 0 if `positive`; ValueError otherwise."""
     wanted = "a finite number > 0" if positive else "a finite number"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name}: expected {wanted}, got {value!r}; pass a float")
     number = float(value)
-    if not math.isfinite(number) or (positive and number <= 0):
-        raise ValueError(f"{name}: expected {wanted}, got {number}; correct {name}")
+    as_float32 = ctypes.c_float(number).value  # what kernels compute with
+    if not math.isfinite(as_float32) or (positive and as_float32 <= 0):
+        raise ValueError(f"{name}: expected {wanted}, in float32 too, got {number}; correct {name}")
     return number
 
 

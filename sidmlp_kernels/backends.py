@@ -1,0 +1,185 @@
+"""Which backend runs: the one place of choosing.
+
+A backend is a name, the type of device it runs on, and a function that says why it cannot do what
+is asked ("" when it can). `resolve` takes an explicit name at its word, so it works or raises with
+the reason; "auto" takes the first of `BACKENDS` that can, and logs which.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .ops import library
+from .spec import StudentSpec, check_choice
+
+logger = logging.getLogger("sidmlp_kernels")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Limits of csrc/torch/problem.cpp and csrc/sidmlp/beam_key.h.
+_MAX_WIDTH = 1 << 20
+_MAX_BLOCKS = 64
+_MAX_BEAMS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a backend is asked to run; None = not said."""
+
+    spec: StudentSpec | None = None
+    dtype: torch.dtype | None = None
+    num_beams: int | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the operators.
+
+    auto_dtype  what dtype="auto" means here
+    why_not     Sizes -> "" or the reason why it cannot
+    """
+
+    name: str
+    device_type: str
+    auto_dtype: torch.dtype
+    why_not: Callable[[Sizes], str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `resolve` chose."""
+
+    backend: Backend
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _operators_why_not(sizes: Sizes) -> str:
+    """The limits that csrc/torch checks for every backend, beyond those of StudentSpec."""
+    if sizes.dtype is not None and sizes.dtype not in DTYPES.values():
+        return f"dtype: expected one of {', '.join(DTYPES)}, got {sizes.dtype}"
+    limits: list[tuple[str, int, int]] = []  # name, size, largest that is possible
+    if sizes.spec is not None:
+        spec = sizes.spec
+        limits = [
+            (name, getattr(spec, name), _MAX_WIDTH)
+            for name in ("dim", "attention_dim", "ffn_dim", "hidden_dim")
+        ]
+        limits.append(("blocks_per_head", spec.blocks_per_head, _MAX_BLOCKS))
+    if sizes.num_beams is not None:
+        limits.append(("num_beams", sizes.num_beams, _MAX_BEAMS))
+    return "; ".join(
+        f"{name}: expected at most {most}, got {got}" for name, got, most in limits if got > most
+    )
+
+
+def _cpu_why_not(sizes: Sizes) -> str:
+    return library.load("cpu") or _operators_why_not(sizes)
+
+
+# In the order of preference of "auto".
+BACKENDS = (Backend("cpu", "cpu", torch.float32, _cpu_why_not),)
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that run here, best first."""
+    return tuple(backend.name for backend in BACKENDS if not backend.why_not(Sizes()))
+
+
+def why_not(
+    name: str,
+    spec: StudentSpec | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    num_beams: int | None = None,
+) -> str:
+    """Why backend `name` cannot run here, or not these sizes; "" when it can.
+
+    Raises ValueError for an unknown name.
+    """
+    found = _by_name(name)
+    return found.why_not(Sizes(spec, None if dtype is None else parse_dtype(dtype), num_beams))
+
+
+def resolve(
+    name: str,
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
+    *,
+    spec: StudentSpec | None = None,
+) -> Choice:
+    """The backend, device and dtype to run with; each may be "auto".
+
+    Raises ValueError with each candidate's reason when none can, which for an explicit backend is
+    the only candidate.
+    """
+    wanted = parse_device(device)
+    number = None if dtype == "auto" else parse_dtype(dtype)
+    candidates = BACKENDS if name == "auto" else (_by_name(name),)
+    reasons = []
+    for backend in candidates:
+        if wanted is not None and wanted.type != backend.device_type:
+            reason = f"it runs on {backend.device_type}, not on {wanted}"
+        else:
+            reason = backend.why_not(Sizes(spec, number or backend.auto_dtype))
+        if reason:
+            reasons.append(f"{backend.name}: {reason}")
+            continue
+        choice = Choice(
+            backend, wanted or torch.device(backend.device_type), number or backend.auto_dtype
+        )
+        if name == "auto":
+            _log_once(choice.backend.name, choice.device, choice.dtype)
+        return choice
+    asked = f"backend={name!r}, device={str(device)!r}, dtype={str(dtype)!r}"
+    raise ValueError(
+        f"backend: expected one that can run this model ({asked}), got none "
+        f"({'; '.join(reasons)}); `python -m sidmlp_kernels doctor` says what runs here"
+    )
+
+
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A torch.dtype from its name or itself; ValueError unless kernels read it."""
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in DTYPES.values():
+        raise ValueError(
+            f"dtype: expected one of {', '.join(DTYPES)}, a torch.dtype of these or 'auto', got "
+            f"{dtype!r}; weights are converted when the model loads"
+        )
+    return found
+
+
+def parse_device(device: torch.device | str) -> torch.device | None:
+    """A device with its index, None for "auto"; ValueError for what torch does not know."""
+    if isinstance(device, str) and device == "auto":
+        return None
+    try:
+        if not isinstance(device, (str, torch.device)):
+            raise RuntimeError(f"a {type(device).__name__} is no device")
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device: expected 'auto', 'cpu', 'cuda' or a torch.device, got {device!r} ({error}); "
+            "pass one of these"
+        ) from error
+    if found.type == "cpu":
+        return torch.device("cpu")
+    if found.index is None and found.type == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def _by_name(name: object) -> Backend:
+    names = [backend.name for backend in BACKENDS]
+    check_choice(name, "backend", names)
+    return BACKENDS[names.index(str(name))]
+
+
+@functools.cache
+def _log_once(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    logger.info("backend 'auto' is %s on %s with %s weights", name, device, dtype)
