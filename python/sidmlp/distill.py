@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from sidmlp.beam import Decoded, decode_states
 from sidmlp.data import Split
@@ -28,6 +27,7 @@ from sidmlp.teacher import Teacher
 from sidmlp.teacher.train import batches, histories
 from sidmlp.training import LoopOptions, TrainingResult, train
 from sidmlp.training.features import Features, compute_features
+from sidmlp.training.progress import bar
 from sidmlp.trie import Trie
 
 # (student, states, mask, trie, k, num_beams, exclude) -> results; the reference by default.
@@ -192,7 +192,7 @@ def recommend(
     student.eval()
     found = []
     work = list(batches(len(features), batch_size))
-    for index in tqdm(work, desc="student", leave=False, disable=not progress):
+    for index in bar(work, "student", progress):
         states, mask = features.batch_states(index)
         hidden = [exclude[i] for i in index]
         found.append(decode(student, states, mask, trie, k, num_beams, hidden).items)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sidmlp.data import Examples, Interactions, Split, training_counts
 from sidmlp.distill import recommend as recommend_by_student
@@ -18,6 +17,7 @@ from sidmlp.teacher import PrefixTable, SearchResult, Teacher
 from sidmlp.teacher.train import batches, histories
 from sidmlp.teacher.train import recommend as recommend_by_teacher
 from sidmlp.training.features import Features, compute_features
+from sidmlp.training.progress import bar
 from sidmlp.trie import Trie
 
 # (histories, exclusions, k) -> items int64 [n, k], all in dense indices.
@@ -132,7 +132,7 @@ def by_callable(
     """Whatever ``recommend`` answers, in batches, int64 [n, k]."""
     found = []
     count = len(questions.examples)
-    for index in tqdm(list(batches(count, batch_size)), desc="kernel", leave=False):
+    for index in bar(list(batches(count, batch_size)), "kernel"):
         seen = [questions.exclude[i] for i in index]
         found.append(recommend(seen, seen, k))
     return torch.cat(found)

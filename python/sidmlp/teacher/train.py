@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sidmlp.data import Examples, Split
 from sidmlp.metrics import ndcg_at_k
 from sidmlp.training import LoopOptions, TrainingResult, train
+from sidmlp.training.progress import bar
 
 from .model import Teacher
 from .search import PrefixTable, SearchResult, beam_search
@@ -86,7 +86,7 @@ def recommend(
     """``beam_search`` for every example, in batches."""
     parts = []
     work = list(batches(len(examples), batch_size))
-    for index in tqdm(work, desc="teacher", leave=False, disable=not progress):
+    for index in bar(work, "teacher", progress):
         ids, mask = teacher.tokens.batch_examples(examples.take(index), codes)
         parts.append(
             beam_search(

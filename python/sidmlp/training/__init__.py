@@ -1,7 +1,7 @@
 """What every training has in common: batches, schedule, checkpoints, resuming, early stopping."""
 
 from .loop import LoopOptions, TrainingFailed, TrainingResult, train
-from .states import load_tensors, save_tensors
+from .states import load_tensors, save_tensors, seed_everything
 
 __all__ = [
     "LoopOptions",
@@ -9,5 +9,6 @@ __all__ = [
     "TrainingResult",
     "load_tensors",
     "save_tensors",
+    "seed_everything",
     "train",
 ]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sidmlp.data import Examples
 from sidmlp.data.files import read_json, write_json
 from sidmlp.teacher import Teacher
+from sidmlp.training.progress import bar
 
 ARRAYS = ("states", "token_offsets", "logits", "codes")
 DTYPES = {"float32": np.float32, "float16": np.float16}
@@ -90,7 +90,7 @@ def compute_features(
     training = teacher.training
     teacher.eval()
     batches = range(0, len(examples), batch_size)
-    for begin in tqdm(batches, desc="teacher features", leave=False, disable=not progress):
+    for begin in bar(batches, "teacher features", progress):
         end = min(begin + batch_size, len(examples))
         ids, mask = spec.batch_examples(examples.take(np.arange(begin, end)), item_codes)
         states = teacher.encode(ids, mask)

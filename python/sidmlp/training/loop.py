@@ -7,6 +7,7 @@ from that file continues with the same bits as if it had never stopped.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from .progress import bar
 from .states import load_tensors, save_tensors, seed_everything
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingFailed(ValueError):
@@ -31,7 +34,8 @@ class LoopOptions:
 
     examples_per_epoch: a fresh random sample of that many per epoch; None takes all.
     validate_every: epochs between validations; patience: validations without a better score
-    before stopping. learning_rate rises over warmup_steps and falls to zero as a cosine.
+    before stopping. learning_rate rises over warmup_steps (at most a tenth of all steps) and falls
+    to zero as a cosine.
     """
 
     epochs: int
@@ -97,7 +101,7 @@ def train(
     per_epoch = min(options.examples_per_epoch or num_examples, num_examples)
     steps = options.epochs * -(-per_epoch // options.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate(step, options.warmup_steps, steps)
+        optimizer, lambda step: _rate(step, min(options.warmup_steps, steps // 10), steps)
     )
     identity = {"fingerprint": fingerprint, "examples": num_examples, **asdict(options)}
     result = TrainingResult(best_score=-math.inf, best_epoch=0, epochs=0)
@@ -121,8 +125,8 @@ def train(
         total = 0.0
         batches = range(0, per_epoch, options.batch_size)
         label = f"{name} epoch {epoch}/{options.epochs}"
-        with tqdm(batches, desc=label, leave=False, disable=not progress) as bar:
-            for begin in bar:
+        with bar(batches, label, progress) as steps_bar:
+            for begin in steps_bar:
                 batch = order[begin : begin + options.batch_size]
                 loss = loss_of(batch)
                 value = float(loss.detach())
@@ -134,7 +138,7 @@ def train(
                 optimizer.step()
                 schedule.step()
                 total += value * len(batch)
-                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                steps_bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         result.epochs = epoch
         record = {"epoch": float(epoch), "loss": total / per_epoch}
         if epoch % options.validate_every == 0 or epoch == options.epochs:
@@ -147,6 +151,8 @@ def train(
             else:
                 stale += 1
         result.history.append(record)
+        if progress:
+            logger.info(_line(label, record))
         if state_file is not None:
             save_tensors(
                 state_file,
@@ -171,6 +177,11 @@ def _rate(step: int, warmup: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+def _line(label: str, record: dict[str, float]) -> str:
+    score = f", validation NDCG@10 {record['score']:.4f}" if "score" in record else ""
+    return f"{label}: loss {record['loss']:.3f}{score}"
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,103 @@
+"""The command line: from item histories to recommendations, one command a step.
+
+Every command is a module here with ``add_arguments`` and ``run``; only the chosen one is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+COMMANDS = {
+    "data": "get item histories: MovieLens-100K, a table of your own, or numpy arrays",
+    "tokenize": "give every item a short tuple of codes, its semantic ID",
+    "train-teacher": "train the accurate but slow model (TIGER, a small Transformer)",
+    "distill": "train the fast model to imitate the teacher",
+    "export": "write the fast model as a directory that sidmlp_kernels loads",
+    "evaluate": "measure how often the held-out next item is recommended",
+    "recommend": "print recommendations for a list of items",
+    "demo": "all of the above on MovieLens-100K, in a few minutes on a CPU",
+}
+
+EPILOG = """\
+A usual session, each command finding what the one before it left in the run directory:
+
+  sidmlp data          --run runs/films --movielens
+  sidmlp tokenize      --run runs/films
+  sidmlp train-teacher --run runs/films
+  sidmlp distill       --run runs/films
+  sidmlp export        --run runs/films
+  sidmlp evaluate      --run runs/films
+  sidmlp recommend runs/films/student "Toy Story" "Aladdin"
+
+`sidmlp COMMAND --help` explains a command and shows its defaults.
+"""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions and shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        if isinstance(action.default, tuple):
+            return f"{action.help} (default: {','.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser; of the commands only ``command`` has its arguments filled in."""
+    parser = argparse.ArgumentParser(
+        prog="sidmlp",
+        description="Recommend items by generating their semantic IDs: short tuples of codes.",
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        if name != command:
+            commands.add_parser(name, help=text, add_help=False)
+            continue
+        module = _module(name)
+        sub = commands.add_parser(
+            name, help=text, description=module.__doc__, formatter_class=HelpFormatter
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run_command=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; 0 is success, 2 a mistake that one sentence on stderr explains."""
+    arguments = sys.argv[1:] if argv is None else argv
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    parser = build_parser(command if command in COMMANDS else None)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("faiss", "httpx", "torch", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        options.run_command(options)
+    except (ValueError, ModuleNotFoundError) as error:
+        print(f"sidmlp {command}: {_one_sentence(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"sidmlp {command}: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nsidmlp {command}: stopped; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _module(name: str):  # type: ignore[no-untyped-def]  # a module with two known functions
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+
+
+def _one_sentence(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        extra = "sidmlp-kernels" if error.name == "sidmlp_kernels" else "sidmlp-kernels[train]"
+        return f"the package {error.name} is not installed; run `pip install '{extra}'`"
+    return " ".join(str(error).split())

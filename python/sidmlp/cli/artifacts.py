@@ -1,0 +1,76 @@
+"""Loading and saving what a run directory holds: data, codes, teacher, student."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from sidmlp.data import Interactions, TokenSpec
+from sidmlp.data.files import sha256_of_bytes, write_atomically
+from sidmlp.student import Student, StudentConfig
+from sidmlp.teacher import Teacher, TeacherConfig
+from sidmlp.training import load_tensors, save_tensors
+
+from .run_directory import RunDirectory
+
+
+def load_data(run: RunDirectory) -> Interactions:
+    """The item sequences that ``sidmlp data`` left."""
+    run.require("data")
+    return Interactions.load(run.data)
+
+
+def data_fingerprint(data: Interactions) -> str:
+    """Changes with any interaction or item id."""
+    return sha256_of_bytes(data.items.tobytes() + data.offsets.tobytes() + data.item_ids.tobytes())
+
+
+def save_codes(run: RunDirectory, codes: np.ndarray) -> str:
+    """Writes the codes int64 [num_items, L]; returns their fingerprint."""
+
+    def write(path: Path) -> None:
+        np.save(path, codes)
+
+    write_atomically(run.codes, write)
+    return sha256_of_bytes(codes.tobytes())
+
+
+def load_codes(run: RunDirectory) -> tuple[np.ndarray, TokenSpec]:
+    """The codes int64 [num_items, L] that ``sidmlp tokenize`` left, and the vocabulary."""
+    record = run.require("tokenize")
+    try:
+        codes = np.load(run.codes, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run.codes} is missing or damaged ({error}); tokenize again") from None
+    return codes, TokenSpec.for_codes(tuple(record["codes_per_level"]), record["max_items"])
+
+
+def save_teacher(run: RunDirectory, teacher: Teacher) -> None:
+    """Writes sizes and weights of the teacher."""
+    save_tensors(run.teacher, {"config": asdict(teacher.config), "weights": teacher.state_dict()})
+
+
+def load_teacher(run: RunDirectory) -> Teacher:
+    """The teacher that ``sidmlp train-teacher`` left, in evaluation mode."""
+    run.require("train-teacher")
+    _, tokens = load_codes(run)
+    saved = load_tensors(run.teacher)
+    teacher = Teacher(TeacherConfig(**saved["config"]), tokens)
+    teacher.load_state_dict(saved["weights"])
+    return teacher.eval()
+
+
+def save_student(run: RunDirectory, student: Student) -> None:
+    """Writes sizes and weights of the student."""
+    save_tensors(run.student, {"config": asdict(student.config), "weights": student.state_dict()})
+
+
+def load_student(run: RunDirectory) -> Student:
+    """The student that ``sidmlp distill`` left, in evaluation mode."""
+    run.require("distill")
+    saved = load_tensors(run.student)
+    student = Student(StudentConfig(**saved["config"]))
+    student.load_state_dict(saved["weights"])
+    return student.eval()

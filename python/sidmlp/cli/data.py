@@ -1,0 +1,74 @@
+"""Get item histories: who chose which item, in which order.
+
+Give exactly one source:
+  --movielens   943 people's ratings of 1,682 films (2 MB, downloaded once from PyPI)
+  --table FILE  your own: .csv with a header user,item,timestamp[,title], or .jsonl with these keys
+  --arrays DIR  numpy: sequences.npz with items (0-based, oldest first) and offsets per user
+
+Of every user the last item is kept for testing and the one before it for validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .run_directory import RunDirectory, add_run_argument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_run_argument(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--movielens", action="store_true", help="MovieLens-100K")
+    source.add_argument("--table", type=Path, metavar="FILE", help=".csv or .jsonl file")
+    source.add_argument("--arrays", type=Path, metavar="DIR", help="directory with sequences.npz")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("data/cache"),
+        metavar="DIR",
+        help="where the MovieLens download is kept",
+    )
+    parser.add_argument(
+        "--wheel",
+        type=Path,
+        metavar="FILE",
+        help="a recbole-1.2.1 wheel that is already there, to work offline (default: download)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Reads the source and writes it into the run directory."""
+    from sidmlp.data import leave_last_out, load_arrays, load_movielens, load_table
+
+    from .artifacts import data_fingerprint
+
+    if options.wheel is not None and not options.movielens:
+        raise ValueError("--wheel belongs to --movielens; leave it out")
+    if options.movielens:
+        data = load_movielens(options.cache, options.wheel)
+    elif options.table is not None:
+        data = load_table(options.table)
+    else:
+        data = load_arrays(options.arrays)
+    split = leave_last_out(data)
+    if not len(split.train) or not len(split.test):
+        raise ValueError(
+            f"the data has {len(split.train)} training and {len(split.test)} test examples; "
+            "it needs users with at least 4 interactions"
+        )
+    directory = RunDirectory(options.run)
+    data.save(directory.data)
+    counts = {
+        "users": data.num_users,
+        "items": data.num_items,
+        "interactions": int(data.items.size),
+        "training_examples": len(split.train),
+        "test_users": len(split.test),
+    }
+    directory.finish("data", data_fingerprint(data), **counts)
+    print(
+        f"{data.num_users:,} users, {data.num_items:,} items, {data.items.size:,} interactions; "
+        f"{len(split.test):,} users are tested on their last item"
+    )

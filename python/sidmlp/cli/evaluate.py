@@ -1,0 +1,153 @@
+"""Measure how often the held-out next item of a user is among the recommendations.
+
+Recall@10 is the share of users whose next item is among the first ten; NDCG@10 also rewards a high
+place. No method may recommend what the user already had. The methods:
+  popularity             the most chosen items, the same for everybody
+  teacher                the Transformer under beam search over the catalogue
+  teacher-unconstrained  the same without the catalogue: some answers are no item at all
+  reference              the student, decoded by plain PyTorch
+  kernel                 the exported student, decoded by sidmlp_kernels
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .arguments import positive
+from .run_directory import RunDirectory, add_run_argument
+
+if TYPE_CHECKING:
+    from sidmlp.evaluate import Quality, Recommend
+
+METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel")
+DEFAULT = ("popularity", "teacher", "reference", "kernel")
+
+
+def methods(text: str) -> tuple[str, ...]:
+    """Method names separated by commas."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in METHODS:
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(METHODS)}, got {name!r}")
+    return names
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_run_argument(parser)
+    add = parser.add_argument
+    add(
+        "--methods",
+        type=methods,
+        default=DEFAULT,
+        metavar="NAME,NAME,..",
+        help="what to measure",
+    )
+    add("--beams", type=positive, default=50, help="candidates kept per level")
+    add("--users", type=positive, metavar="N", help="a random sample of users (default: all)")
+    add("--split", choices=("test", "validation"), default="test", help="which held-out item")
+    add("--seed", type=int, default=0, help="start of all random numbers")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures and prints a table; also written to evaluate.json."""
+    from sidmlp.data.files import write_json
+    from sidmlp.evaluate import format_table
+
+    directory = RunDirectory(options.run)
+    found = measure(
+        directory, options.methods, options.beams, options.split, options.users, options.seed
+    )
+    write_json(
+        directory.path / "evaluate.json",
+        {"split": options.split, "beams": options.beams, "quality": found},
+    )
+    header = ("", "Recall@5", "NDCG@5", "Recall@10", "NDCG@10", "")
+    rows = [
+        (name, *(f"{values[key]:.4f}" for key in QUALITY), values.get("note", ""))
+        for name, values in found.items()
+    ]
+    print(format_table(header, rows))
+
+
+QUALITY = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
+
+
+def measure(
+    directory: RunDirectory,
+    names: tuple[str, ...],
+    beams: int,
+    split_name: str = "test",
+    users: int | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Per method its Quality as a dict, and a note where there is something to say."""
+    from sidmlp.data import leave_last_out
+    from sidmlp.evaluate import (
+        Quality,
+        Questions,
+        by_callable,
+        by_popularity,
+        by_reference,
+        by_teacher,
+        encoder_features,
+    )
+
+    from .artifacts import load_codes, load_data, load_student, load_teacher
+
+    if beams < 10:
+        raise ValueError(f"--beams must be at least 10, as ten items are scored, got {beams}")
+    data = load_data(directory)
+    split = leave_last_out(data)
+    examples = split.test if split_name == "test" else split.validation
+    questions = Questions.of(examples).sample(users, seed)
+
+    def quality_of(name: str) -> tuple[Quality, str]:
+        if name == "popularity":
+            return Quality.of(by_popularity(data, split, questions), questions.targets), ""
+        if name == "kernel":
+            recommend = kernel_recommend(directory, beams)
+            return Quality.of(by_callable(recommend, questions), questions.targets), ""
+        teacher, (codes, _) = load_teacher(directory), load_codes(directory)
+        if name == "reference":
+            student = load_student(directory)
+            features = encoder_features(teacher, codes, questions)
+            items = by_reference(student, features, codes, questions, num_beams=beams)
+            return Quality.of(items, questions.targets), ""
+        constrained = name == "teacher"
+        found = by_teacher(teacher, codes, questions, num_beams=beams, constrained=constrained)
+        wasted = float(found.invalid.double().mean()) / beams
+        note = "" if constrained else f"{wasted:.1%} of its beams name no item"
+        return Quality.of(found.items, questions.targets), note
+
+    answers = {}
+    for name in names:
+        quality, note = quality_of(name)
+        answers[name] = asdict(quality) | ({"note": note} if note else {})
+    return answers
+
+
+def kernel_recommend(directory: RunDirectory, beams: int) -> Recommend:
+    """The exported student behind sidmlp_kernels, in dense item indices."""
+    import numpy as np
+    import torch
+
+    import sidmlp_kernels
+
+    from .artifacts import load_data
+
+    exported = directory.require("export")
+    model = sidmlp_kernels.load(exported["directory"])
+    ids = load_data(directory).item_ids
+    order = np.argsort(ids)
+
+    def recommend(histories: list[np.ndarray], exclude: list[np.ndarray], k: int) -> torch.Tensor:
+        batch = model.batch([ids[history] for history in histories])
+        found = model.decode(batch, k=k, num_beams=beams, exclude=[ids[items] for items in exclude])
+        items = found.items.cpu().numpy()
+        dense = order[np.searchsorted(ids, np.maximum(items, ids.min()), sorter=order)]
+        return torch.from_numpy(np.where(items < 0, -1, dense))
+
+    return recommend

@@ -1,0 +1,33 @@
+"""Between command-line options and the training loop."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sidmlp.training import LoopOptions, TrainingResult
+
+
+def loop_options(options: argparse.Namespace) -> LoopOptions:
+    """The loop's options out of those that ``add_training_arguments`` declared."""
+    return LoopOptions(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.lr,
+        warmup_steps=options.warmup,
+        weight_decay=options.weight_decay,
+        examples_per_epoch=options.examples_per_epoch,
+        validate_every=options.validate_every,
+        patience=options.patience,
+        seed=options.seed,
+    )
+
+
+def summary(result: TrainingResult) -> dict[str, Any]:
+    """What a command records of a training."""
+    return {
+        "validation_ndcg@10": result.best_score,
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        "history": result.history,
+    }

@@ -1,0 +1,81 @@
+"""Train the teacher: a small Transformer (T5) that reads a history and writes an item's codes.
+
+This is TIGER (Rajput et al. 2023). It is accurate but slow to ask; `sidmlp distill` then makes the
+fast student from it. Training stops by itself when the validation score no longer rises, and an
+interrupted training continues with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from .arguments import add_training_arguments, positive, share
+from .run_directory import RunDirectory, add_run_argument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_run_argument(parser)
+    size = parser.add_argument_group("size of the model")
+    size.add_argument("--dim", type=positive, default=128, help="width")
+    size.add_argument("--layers", type=positive, default=4, help="layers, encoder and decoder each")
+    size.add_argument("--heads", type=positive, default=6, help="attention heads")
+    size.add_argument("--head-dim", type=positive, default=64, help="width of a head")
+    size.add_argument("--ffn", type=positive, default=1024, help="width of the feed-forward layers")
+    size.add_argument("--dropout", type=share, default=0.1, help="share of activations dropped")
+    add_training_arguments(parser, epochs=30, learning_rate=1e-3, batch_size=256)
+    parser.add_argument(
+        "--targets-per-history",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="predict that many following items from each history, not the next one alone; "
+        "faster where the order within a session means little",
+    )
+    parser.add_argument(
+        "--beams", type=positive, default=20, help="candidates kept per level in validation"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains and writes the teacher."""
+    from sidmlp.data import leave_last_out
+    from sidmlp.data.files import sha256_of_file
+    from sidmlp.teacher import Teacher, TeacherConfig
+    from sidmlp.teacher.train import train_teacher
+    from sidmlp.training import seed_everything
+
+    from .artifacts import load_codes, load_data, save_teacher
+    from .loop_options import loop_options, summary
+
+    directory = RunDirectory(options.run)
+    record = directory.require("tokenize")
+    data, (codes, tokens) = load_data(directory), load_codes(directory)
+    if options.restart:
+        directory.restart_teacher()
+    seed_everything(options.seed)
+    config = TeacherConfig(
+        dim=options.dim,
+        num_layers=options.layers,
+        num_heads=options.heads,
+        head_dim=options.head_dim,
+        ffn_dim=options.ffn,
+        dropout=options.dropout,
+    )
+    teacher = Teacher(config, tokens)
+    result = train_teacher(
+        teacher,
+        leave_last_out(data),
+        codes,
+        loop_options(options),
+        targets_per_history=options.targets_per_history,
+        validation_beams=max(options.beams, 10),
+        state_file=directory.teacher_progress,
+        fingerprint=record["fingerprint"],
+    )
+    save_teacher(directory, teacher)
+    directory.finish("train-teacher", sha256_of_file(directory.teacher), **summary(result))
+    print(
+        f"teacher: validation NDCG@10 {result.best_score:.4f} "
+        f"in epoch {result.best_epoch} of {result.epochs}"
+    )
