@@ -1,0 +1,138 @@
+"""Ties problems of sidmlp_kernels.testing to the reference, which shares no code with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sidmlp import beam
+from sidmlp.beam import Beams, Decoded, LevelOptions
+from sidmlp.bounds import check_decode, decode_bounds
+from sidmlp.student import Student, StudentConfig
+from sidmlp.trie import Trie
+from sidmlp_kernels.plan import DecodePlan
+from sidmlp_kernels.testing import PackedModel, Problem, exclude_tensors, rounding_floor
+from sidmlp_kernels.trie import host_library
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ISAS = ("plain", "avx2", "avx512")
+
+
+def require_isa(isa: str) -> None:
+    """Skips the test where this processor lacks the instruction set."""
+    needed = {"plain": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f"}}[isa]
+    missing = needed - set(host_library().build_info()["instruction_sets"])
+    if missing:
+        pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+
+
+def student_of(problem: Problem, dtype: torch.dtype = torch.float64) -> Student:
+    """The reference student with the problem's weights."""
+    student = Student(StudentConfig(**asdict(problem.spec))).to(torch.float64)
+    student.load_state_dict({name: weight.double() for name, weight in problem.weights.items()})
+    return student.to(dtype).eval().requires_grad_(False)
+
+
+def trie_of(problem: Problem) -> Trie:
+    """The reference trie of the problem's catalogue."""
+    return Trie.from_codes(
+        problem.codes, problem.item_ids, problem.available, problem.spec.codes_per_level
+    )
+
+
+def options_of(problem: Problem) -> dict[str, Any]:
+    """The decode settings as the reference's functions take them."""
+    return {
+        "temperatures": problem.settings.temperatures,
+        "level_weights": problem.settings.level_weights,
+        "normalisation": problem.settings.normalisation,
+    }
+
+
+def reference_decode(problem: Problem, dtype: torch.dtype = torch.float64) -> Decoded:
+    """The reference's answer in `dtype`."""
+    return beam.decode_states(
+        student_of(problem, dtype),
+        problem.states.to(dtype),
+        problem.mask,
+        trie_of(problem),
+        problem.k,
+        problem.settings.num_beams,
+        problem.exclude,
+        **options_of(problem),
+    )
+
+
+def decode(plan: DecodePlan, problem: Problem, states: Tensor | None = None) -> Decoded:
+    """The kernel's answer to the problem's requests, on the CPU."""
+    device = plan.packed.device
+    states = problem.states if states is None else states
+    excluded = exclude_tensors(problem.exclude, device)
+    results = plan.decode_states(states.to(device), problem.mask.to(device), *excluded)
+    return Decoded(*(tensor.cpu() for tensor in results))
+
+
+@torch.no_grad()
+def score_errors(problem: Problem, dtype: torch.dtype, states: Tensor) -> list[float]:
+    """For each level, what tier 2 allows a score to be off by: eps of `decode_bounds`.
+
+    Both the reference in float64 and ordinary PyTorch in `dtype` score the candidates of the exact
+    beams; the largest difference of a level's term, doubled, and the rounding floor add up.
+    """
+    exact, rough = student_of(problem), student_of(problem, dtype)
+    trie = trie_of(problem)
+    options = LevelOptions.make(trie.num_levels, **options_of(problem))
+    contexts = [
+        exact.context(states.double(), problem.mask),
+        rough.context(states.to(dtype), problem.mask),
+    ]
+    beams = beam.root(contexts[0], torch.ones(problem.batch, dtype=torch.bool))
+    eps, total = [], 0.0
+    for level in range(trie.num_levels):
+        none = torch.zeros_like(beams.scores)
+        start = Beams(none, beams.nodes, beams.codes, beams.live)
+        pairs = zip((exact, rough), contexts, strict=True)
+        own, theirs = (
+            beam.expand(student, trie, level, context, start, options) for student, context in pairs
+        )
+        found = beam.expand(exact, trie, level, contexts[0], beams, options)
+        exists = own.exists
+        term, rough_term = own.scores[exists], theirs.scores[exists].double()
+        total += 2 * float((term - rough_term).abs().max()) + rounding_floor(term, dtype)
+        total += rounding_floor(found.scores[exists], torch.float32)
+        eps.append(total)
+        width = min(problem.settings.num_beams, found.scores[0].numel(), trie.num_nodes(level))
+        beams = beam.select(found, beams, width, exact_ties=True)
+    return eps
+
+
+def assert_within_bounds(
+    result: Decoded,
+    problem: Problem,
+    eps: Sequence[float],
+    *,
+    where: str,
+    states: Tensor | None = None,
+    exact: Student | PackedModel | None = None,
+) -> None:
+    """AssertionError unless MUST <= result <= MAY and every rule of a decode holds (tier 3)."""
+    exact = student_of(problem) if exact is None else exact
+    states = problem.states if states is None else states
+    trie = trie_of(problem)
+    bounds = decode_bounds(
+        exact,  # type: ignore[arg-type]  # PackedModel answers like a Student
+        exact.context(states.double(), problem.mask),
+        trie,
+        problem.settings.num_beams,
+        list(eps),
+        k=problem.k,
+        exclude=problem.exclude,
+        **options_of(problem),
+    )
+    faults = check_decode(result, bounds, trie, exclude=problem.exclude)
+    assert not faults, "\n".join([f"{where}, eps {eps} ({problem})", *faults[:10]])
