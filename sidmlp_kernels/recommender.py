@@ -1,0 +1,514 @@
+"""Serve a student: `load` a checkpoint, `batch` histories, `decode` them into items.
+
+    histories --batch--> ids, mask --encoder--> states --decode_states--> items, scores, codes
+
+What a decode needs is fixed beforehand: weights are packed when the Recommender is made, and each
+combination of settings gets a DecodePlan the first time that it is used. A call then checks its own
+arguments and runs one operator.
+
+Threads: everything that `swap` and `set_available` change is one immutable `_State`. A call reads
+it once, so codes, items and version of an answer always come from one catalogue.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .backends import resolve
+from .batching import Batch, describe, flatten_ids, make_batch
+from .catalogue import Catalogue, CatalogueSnapshot
+from .encoder import T5Encoder
+from .known_items import Integers, KnownItems
+from .packing import pack
+from .plan import DecodePlan, make_plan
+from .spec import (
+    NORMALISATIONS,
+    DecodeSpec,
+    TokenSpec,
+    check_choice,
+    check_floats,
+    check_int,
+)
+from .student import Student, check_cast
+
+Encoder = Callable[[Tensor, Tensor], Tensor]
+
+_MAX_PLANS = 32
+_STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations:
+    """What a decode found, best first, for each of B requests.
+
+    items              int64 [B, k] item ids, -1 past counts
+    scores             float32 [B, k] weighted log-probabilities, -inf past counts
+    codes              int32 [B, k, L] semantic IDs, -1 past counts
+    counts             int32 [B] how many of the k are real
+    catalogue_version  of the catalogue that all of these come from
+    """
+
+    items: Tensor
+    scores: Tensor
+    codes: Tensor
+    counts: Tensor
+    catalogue_version: int
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Decode arguments in one form; the key of a plan."""
+
+    k: int
+    num_beams: int
+    temperatures: tuple[float, ...]
+    level_weights: tuple[float, ...]
+    normalisation: str
+
+
+class _Plans:
+    """The plans of one state, the least recently used dropped beyond 32."""
+
+    def __init__(self, make: Callable[[_Settings], DecodePlan]) -> None:
+        self._make = make
+        self._plans: OrderedDict[_Settings, DecodePlan] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, settings: _Settings) -> DecodePlan:
+        with self._lock:
+            plan = self._plans.get(settings)
+            if plan is not None:
+                self._plans.move_to_end(settings)
+                return plan
+        plan = self._make(settings)  # outside the lock: others need not wait for a first use
+        with self._lock:
+            self._plans[settings] = plan
+            if len(self._plans) > _MAX_PLANS:
+                self._plans.popitem(last=False)
+        return plan
+
+    def settings(self) -> list[_Settings]:
+        with self._lock:
+            return list(self._plans)
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """Everything that changes together.
+
+    catalogue  the caller's, whose stock may change at any time
+    source     its snapshot that this state was made from
+    snapshot   the same, but with every known item and the student's codes_per_level
+    """
+
+    catalogue: Catalogue
+    source: CatalogueSnapshot
+    snapshot: CatalogueSnapshot
+    plans: _Plans
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
+    backend: str = "auto",
+) -> Recommender:
+    """A Recommender from a checkpoint directory or a Hugging Face hub id.
+
+    device, dtype ("float32", "bfloat16", "float16" or a torch.dtype) and backend may be "auto".
+    Raises ValueError for a damaged checkpoint and for what cannot run here (see
+    sidmlp_kernels.checkpoint and sidmlp_kernels.backends).
+    """
+    found = checkpoint.load(path)
+    return Recommender(
+        found.student,
+        found.catalogue,
+        found.encoder,
+        device,
+        dtype,
+        backend,
+        tokens=found.tokens,
+        decode=found.decode,
+    )
+
+
+class Recommender:
+    """A student, the catalogue that it recommends from and, usually, an encoder.
+
+    encoder  None (then only `decode_states` and `beam_decode` work), a T5Encoder (copied, converted
+             to `dtype`, saved with the model) or any callable (ids int64 [B, T], mask bool [B, T])
+             -> states [B, T, D] on the model's device
+    tokens   how histories become ids; None: TokenSpec.for_codes(codes_per_level)
+    decode   defaults of a call; None: DecodeSpec.for_levels(L)
+
+    Any number of threads may use one Recommender. Raises ValueError where the parts do not fit each
+    other, where a weight overflows in `dtype`, and where nothing here can run them.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        catalogue: Catalogue,
+        encoder: Encoder | None = None,
+        device: torch.device | str = "auto",
+        dtype: torch.dtype | str = "auto",
+        backend: str = "auto",
+        *,
+        tokens: TokenSpec | None = None,
+        decode: DecodeSpec | None = None,
+    ) -> None:
+        _check_type(student, "student", Student)
+        _check_type(catalogue, "catalogue", Catalogue)
+        codes = student.spec.codes_per_level
+        self.student = student
+        self.tokens = tokens if tokens is not None else TokenSpec.for_codes(codes)
+        self.defaults = decode if decode is not None else DecodeSpec.for_levels(len(codes))
+        _check_type(self.tokens, "tokens", TokenSpec)
+        _check_type(self.defaults, "decode", DecodeSpec)
+
+        # A copy whose values are checked, fp32, which is what save_pretrained writes.
+        self._t5: T5Encoder | None = None
+        if isinstance(encoder, T5Encoder):
+            self._t5 = T5Encoder.from_weights(encoder.spec, encoder.state_dict())
+        elif encoder is not None and not callable(encoder):
+            raise ValueError(
+                f"encoder: expected None, a T5Encoder or a callable (ids, mask) -> states, got "
+                f"{type(encoder).__name__}; pass one of these"
+            )
+        checkpoint.Checkpoint(student, self.tokens, self.defaults, catalogue, self._t5)  # checks
+
+        choice = resolve(backend, device, dtype, spec=student.spec)
+        self.backend, self.device, self.dtype = choice.backend.name, choice.device, choice.dtype
+        student.check_cast(self.dtype)
+        self._encoder = encoder
+        if self._t5 is not None:
+            check_cast(self._t5.state_dict(), self.dtype, "encoder weights")
+            self._encoder = copy.deepcopy(self._t5).to(self.device, self.dtype)
+        self._packed = pack(student, self.dtype).to(self.device)
+        self._write_lock = threading.Lock()
+        self._state = self._new_state(catalogue, None)
+
+    def __repr__(self) -> str:
+        return (
+            f"Recommender({self._state.catalogue!r}, backend={self.backend!r}, "
+            f"device={str(self.device)!r}, dtype={self.dtype})"
+        )
+
+    # -- the catalogue
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue that is recommended from now."""
+        return self._state.catalogue
+
+    @property
+    def known_items(self) -> KnownItems:
+        """Every item that a history may contain: this catalogue's and those of the ones before."""
+        return self._current().snapshot.known
+
+    def swap(self, catalogue: Catalogue) -> None:
+        """Recommends from `catalogue` from now on; decodes under way finish with the old one.
+
+        Items of the old catalogue stay known to histories; where both know an item, the new codes
+        hold. Raises ValueError, and changes nothing, if the catalogue does not fit the student.
+        """
+        _check_type(catalogue, "catalogue", Catalogue)
+        checkpoint.check_catalogue(catalogue, self.student.spec.codes_per_level)
+        with self._write_lock:
+            self._state = self._new_state(catalogue, self._state)
+
+    def set_available(self, ids: Integers, available: Integers) -> None:
+        """Takes items out of stock (False) or back (True); see Catalogue.set_available."""
+        with self._write_lock:
+            self._state.catalogue.set_available(ids, available)
+            self._state = self._new_state(self._state.catalogue, self._state)
+
+    def _current(self) -> _State:
+        """The state to work with; a new one if somebody changed the catalogue's stock."""
+        state = self._state
+        if state.source is state.catalogue.snapshot():
+            return state
+        with self._write_lock:
+            state = self._state
+            if state.source is not state.catalogue.snapshot():
+                state = self._state = self._new_state(state.catalogue, state)
+            return state
+
+    def _new_state(self, catalogue: Catalogue, old: _State | None) -> _State:
+        source = catalogue.snapshot()
+        if old is None:
+            known = source.known
+        elif old.source.known is source.known:
+            known = old.snapshot.known
+        else:
+            known = old.snapshot.known.merged(source.known)
+        # Items known from before may have codes that this catalogue's sizes do not reach.
+        codes = self.student.spec.codes_per_level
+        snapshot = dataclasses.replace(source, known=known, codes_per_level=codes)
+
+        def make(settings: _Settings) -> DecodePlan:
+            return make_plan(self._packed, snapshot, self.backend, **dataclasses.asdict(settings))
+
+        plans = _Plans(make)
+        for settings in old.plans.settings() if old is not None else ():
+            plans.get(settings)  # now, so that no request waits for it
+        return _State(catalogue, source, snapshot, plans)
+
+    # -- requests
+
+    def batch(
+        self,
+        histories: object,
+        users: Sequence[int | None] | None = None,
+        unknown: str = "raise",
+    ) -> Batch:
+        """Item id histories, oldest first, one sequence per request -> Batch on the model's device.
+
+        users    one id >= 0 (or None) per request, for encoders trained with user tokens
+        unknown  "raise", or "drop" to skip items that are not known
+        An empty history is a request too; of a long one the newest `tokens.max_items` items count.
+
+        Raises ValueError for unknown items (named with their request), wrong types and lengths, and
+        for a model without an encoder.
+        """
+        self._need_encoder("batch")
+        known = self._current().snapshot.known
+        made = make_batch(histories, known, self.tokens, users=users, unknown=unknown)
+        return made if self.device.type == "cpu" else made.to(self.device)
+
+    def decode(
+        self,
+        batch: Batch,
+        k: int = 10,
+        num_beams: int | None = None,
+        exclude: object = None,
+        temperatures: Sequence[float] | None = None,
+        level_weights: Sequence[float] | None = None,
+        normalisation: str | None = None,
+    ) -> Recommendations:
+        """The k best items for each request of `batch`.
+
+        k              results per request, 1..num_beams
+        num_beams      candidates that survive each level (default: the checkpoint's)
+        exclude        item ids never to recommend, one sequence (or None) per request; unknown ids
+                       are ignored
+        temperatures   t_l > 0 per level, level_weights w_l, normalisation "children" or "codebook":
+                       see DecodeSpec; None: the checkpoint's
+
+        Score = sum over levels of w_l * log softmax(logits_l / t_l). Ties: higher score first, then
+        the lower parent rank, then the lower code; items on one semantic ID in catalogue order.
+        Fewer than k results are padded, see Recommendations. Raises ValueError for wrong arguments.
+        """
+        encoder = self._need_encoder("decode")
+        _check_type(batch, "batch", Batch)
+        if batch.ids.device != self.device:
+            raise ValueError(
+                f"batch: expected tensors on {self.device}, got {batch.ids.device}; "
+                "use batch.to(model.device)"
+            )
+        plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
+        excluded = self._exclusion(exclude, len(batch))
+        with torch.no_grad():
+            states = encoder(batch.ids, batch.mask)
+        return self._run_states(plan, states, batch.mask, excluded)
+
+    def decode_states(
+        self,
+        encoder_states: Tensor,
+        mask: Tensor,
+        k: int = 10,
+        num_beams: int | None = None,
+        exclude: object = None,
+        temperatures: Sequence[float] | None = None,
+        level_weights: Sequence[float] | None = None,
+        normalisation: str | None = None,
+    ) -> Recommendations:
+        """Like `decode`, from encoder states.
+
+        encoder_states  [B, T, D] float32, bfloat16 or float16 on the model's device
+        mask            bool [B, T], True = valid; other states are never read. A request without
+                        any valid state gets an answer, one with states that are not finite none
+        """
+        plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
+        batch = encoder_states.shape[0] if isinstance(encoder_states, Tensor) else 0
+        excluded = None if exclude is None else self._exclusion(exclude, batch)
+        return self._run_states(plan, encoder_states, mask, excluded)
+
+    def beam_decode(
+        self,
+        context: Tensor,
+        k: int = 10,
+        num_beams: int | None = None,
+        exclude: object = None,
+        temperatures: Sequence[float] | None = None,
+        level_weights: Sequence[float] | None = None,
+        normalisation: str | None = None,
+    ) -> Recommendations:
+        """Like `decode`, from context vectors float32 [B, D] on the model's device."""
+        plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
+        dim = self.student.spec.dim
+        self._check_tensor(context, "context", (torch.float32,), ("batch", dim))
+        excluded = self._exclusion(exclude, context.shape[0])
+        context = context.detach().contiguous()
+        results = plan.beam_decode(context, *(excluded or (None, None)))
+        return Recommendations(*results, plan.snapshot.version)
+
+    # -- files
+
+    def save_pretrained(
+        self, directory: str | os.PathLike[str], *, include_encoder: bool = True
+    ) -> None:
+        """Writes a checkpoint that `load` reads, fp32, in place of one that is there.
+
+        Raises ValueError for an encoder that is a callable of your own, which a checkpoint cannot
+        hold, unless `include_encoder` is False.
+        """
+        if include_encoder and self._encoder is not None and self._t5 is None:
+            raise ValueError(
+                "encoder: expected None or a T5Encoder to save, got "
+                f"{type(self._encoder).__name__}; pass include_encoder=False to save the rest without it"
+            )
+        checkpoint.save(
+            checkpoint.Checkpoint(
+                self.student,
+                self.tokens,
+                self.defaults,
+                Catalogue(self._current().snapshot),
+                self._t5 if include_encoder else None,
+            ),
+            directory,
+        )
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, include_encoder: bool = True
+    ) -> str:
+        """Uploads the checkpoint to the Hugging Face hub as one commit; returns the commit's URL.
+
+        The repository is made if it does not exist. Uses the token of `hf auth login`.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as parent:
+            directory = os.path.join(parent, "model")
+            self.save_pretrained(directory, include_encoder=include_encoder)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=directory, commit_message="Upload student"
+            )
+        return commit.commit_url
+
+    # -- arguments
+
+    def _plan(
+        self,
+        k: int,
+        num_beams: int | None,
+        temperatures: Sequence[float] | None,
+        level_weights: Sequence[float] | None,
+        normalisation: str | None,
+    ) -> DecodePlan:
+        defaults, levels = self.defaults, self.student.spec.num_levels
+        if num_beams is None:
+            num_beams = defaults.num_beams
+        # Plain ints in range, the usual case, must not cost a check each.
+        if type(num_beams) is not int or num_beams < 1:
+            num_beams = check_int(num_beams, "num_beams", low=1)
+        if type(k) is not int or not 1 <= k <= num_beams:
+            k = check_int(k, "k", low=1)
+            if k > num_beams:
+                raise ValueError(
+                    f"k: expected at most num_beams={num_beams}, got {k}; raise num_beams"
+                )
+        if temperatures is None:
+            temperatures = defaults.temperatures
+        else:
+            temperatures = check_floats(temperatures, "temperatures", length=levels, positive=True)
+        if level_weights is None:
+            level_weights = defaults.level_weights
+        else:
+            level_weights = check_floats(level_weights, "level_weights", length=levels)
+        if normalisation is None:
+            normalisation = defaults.normalisation
+        elif normalisation not in NORMALISATIONS:
+            check_choice(normalisation, "normalisation", NORMALISATIONS)
+        settings = _Settings(k, num_beams, temperatures, level_weights, normalisation)
+        return self._current().plans.get(settings)
+
+    def _need_encoder(self, method: str) -> Encoder:
+        if self._encoder is None:
+            raise ValueError(
+                f"{method}: expected a model with an encoder, got one without; pass encoder= to "
+                "Recommender, or use decode_states with states of your own"
+            )
+        return self._encoder
+
+    def _check_tensor(
+        self, tensor: object, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[object, ...]
+    ) -> None:
+        """ValueError unless `tensor` has this dtype, shape (names are free sizes) and device."""
+        if isinstance(tensor, Tensor):
+            sizes = tensor.shape
+            fits = len(sizes) == len(shape) and all(
+                type(wanted) is str or wanted == got
+                for wanted, got in zip(shape, sizes, strict=True)
+            )
+            if fits and tensor.dtype in dtypes and tensor.device == self.device:
+                return
+        kinds = " or ".join(str(dtype) for dtype in dtypes)
+        raise ValueError(
+            f"{name}: expected a {kinds} tensor [{', '.join(map(str, shape))}] on {self.device}, "
+            f"got {describe(tensor)}; convert it with .to() or correct its shape"
+        )
+
+    def _run_states(
+        self,
+        plan: DecodePlan,
+        states: Tensor,
+        mask: Tensor,
+        excluded: tuple[Tensor, Tensor] | None,
+    ) -> Recommendations:
+        dim = self.student.spec.dim
+        self._check_tensor(states, "encoder_states", _STATE_DTYPES, ("batch", "tokens", dim))
+        self._check_tensor(mask, "mask", (torch.bool,), tuple(states.shape[:2]))
+        results = plan.decode_states(
+            states.detach().contiguous(), mask.contiguous(), *(excluded or (None, None))
+        )
+        return Recommendations(*results, plan.snapshot.version)
+
+    def _exclusion(self, exclude: object, batch: int) -> tuple[Tensor, Tensor] | None:
+        """Ids ascending inside each request int64 [N], offsets int64 [B + 1], on the device."""
+        if exclude is None:
+            return None
+        flat, lengths = flatten_ids(exclude, "exclude", none_is_empty=True)
+        if len(lengths) != batch:
+            raise ValueError(
+                f"exclude: expected one sequence of item ids (or None) per request, {batch}, got "
+                f"{len(lengths)}; pass [[], ..] for requests that exclude nothing"
+            )
+        if flat.size == 0:
+            return None
+        request = np.repeat(np.arange(batch), lengths)
+        ids = flat[np.lexsort((flat, request))]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(offsets).to(self.device)
+
+
+def _check_type(value: object, name: str, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{name}: expected a {kind.__name__}, got {type(value).__name__}; "
+            f"make one, see help(sidmlp_kernels.{kind.__name__})"
+        )
