@@ -4,6 +4,7 @@ Every answer carries the version of the catalogue that it was computed with, and
 """
 
 import threading
+import time
 
 import numpy as np
 import torch
@@ -43,10 +44,13 @@ def serve() -> None:
 workers = [threading.Thread(target=serve) for _ in range(2)]
 for worker in workers:
     worker.start()
-for _ in range(20):
+for _ in range(10):
+    time.sleep(0.01)
     model.swap(tuesday)
+    time.sleep(0.01)
     model.swap(monday)
 model.set_available([1, 2, 3], False)  # out of stock; still fine in a history
+time.sleep(0.05)
 stop.set()
 for worker in workers:
     worker.join()
