@@ -6,18 +6,16 @@ What a decode needs is fixed beforehand: weights are packed when the Recommender
 combination of settings gets a DecodePlan the first time that it is used. A call then checks its own
 arguments and runs one operator.
 
-Threads: everything that `swap` and `set_available` change is one immutable `_State`. A call reads
-it once, so codes, items and version of an answer always come from one catalogue.
+Threads: everything that `swap` and `set_available` change is one immutable ServingState. A call
+reads it once, so codes, items and version of an answer always come from one catalogue.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,26 +24,20 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .backends import resolve
+from .backends import resolve, why_not
 from .batching import Batch, describe, flatten_ids, make_batch
 from .catalogue import Catalogue, CatalogueSnapshot
 from .encoder import T5Encoder
 from .known_items import Integers, KnownItems
 from .packing import pack
 from .plan import DecodePlan, make_plan
-from .spec import (
-    NORMALISATIONS,
-    DecodeSpec,
-    TokenSpec,
-    check_choice,
-    check_floats,
-    check_int,
-)
+from .serving_state import ServingState, Settings, settings_of
+from .spec import DecodeSpec, TokenSpec
 from .student import Student, check_cast
 
 Encoder = Callable[[Tensor, Tensor], Tensor]
 
-_MAX_PLANS = 32
+_Exclusion = tuple[Tensor | None, Tensor | None]
 _STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -65,58 +57,6 @@ class Recommendations:
     codes: Tensor
     counts: Tensor
     catalogue_version: int
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Decode arguments in one form; the key of a plan."""
-
-    k: int
-    num_beams: int
-    temperatures: tuple[float, ...]
-    level_weights: tuple[float, ...]
-    normalisation: str
-
-
-class _Plans:
-    """The plans of one state, the least recently used dropped beyond 32."""
-
-    def __init__(self, make: Callable[[_Settings], DecodePlan]) -> None:
-        self._make = make
-        self._plans: OrderedDict[_Settings, DecodePlan] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, settings: _Settings) -> DecodePlan:
-        with self._lock:
-            plan = self._plans.get(settings)
-            if plan is not None:
-                self._plans.move_to_end(settings)
-                return plan
-        plan = self._make(settings)  # outside the lock: others need not wait for a first use
-        with self._lock:
-            self._plans[settings] = plan
-            if len(self._plans) > _MAX_PLANS:
-                self._plans.popitem(last=False)
-        return plan
-
-    def settings(self) -> list[_Settings]:
-        with self._lock:
-            return list(self._plans)
-
-
-@dataclass(frozen=True, eq=False)
-class _State:
-    """Everything that changes together.
-
-    catalogue  the caller's, whose stock may change at any time
-    source     its snapshot that this state was made from
-    snapshot   the same, but with every known item and the student's codes_per_level
-    """
-
-    catalogue: Catalogue
-    source: CatalogueSnapshot
-    snapshot: CatalogueSnapshot
-    plans: _Plans
 
 
 def load(
@@ -195,10 +135,12 @@ class Recommender:
         self._encoder = encoder
         if self._t5 is not None:
             check_cast(self._t5.state_dict(), self.dtype, "encoder weights")
-            self._encoder = copy.deepcopy(self._t5).to(self.device, self.dtype)
+            self._encoder = self._t5
+            if (self.device, self.dtype) != (torch.device("cpu"), torch.float32):
+                self._encoder = copy.deepcopy(self._t5).to(self.device, self.dtype)
         self._packed = pack(student, self.dtype).to(self.device)
         self._write_lock = threading.Lock()
-        self._state = self._new_state(catalogue, None)
+        self._state = ServingState.first(catalogue, codes, self._make_plan)
 
     def __repr__(self) -> str:
         return (
@@ -227,44 +169,38 @@ class Recommender:
         _check_type(catalogue, "catalogue", Catalogue)
         checkpoint.check_catalogue(catalogue, self.student.spec.codes_per_level)
         with self._write_lock:
-            self._state = self._new_state(catalogue, self._state)
+            self._state = self._state.replaced_by(catalogue, self._make_plan)
 
     def set_available(self, ids: Integers, available: Integers) -> None:
         """Takes items out of stock (False) or back (True); see Catalogue.set_available."""
-        with self._write_lock:
+        with self._write_lock:  # so that no swap comes in between
             self._state.catalogue.set_available(ids, available)
-            self._state = self._new_state(self._state.catalogue, self._state)
+            self._refresh()
 
-    def _current(self) -> _State:
+    def _current(self) -> ServingState:
         """The state to work with; a new one if somebody changed the catalogue's stock."""
         state = self._state
-        if state.source is state.catalogue.snapshot():
+        if state.is_current():
             return state
         with self._write_lock:
-            state = self._state
-            if state.source is not state.catalogue.snapshot():
-                state = self._state = self._new_state(state.catalogue, state)
-            return state
+            self._refresh()
+            return self._state
 
-    def _new_state(self, catalogue: Catalogue, old: _State | None) -> _State:
-        source = catalogue.snapshot()
-        if old is None:
-            known = source.known
-        elif old.source.known is source.known:
-            known = old.snapshot.known
-        else:
-            known = old.snapshot.known.merged(source.known)
-        # Items known from before may have codes that this catalogue's sizes do not reach.
-        codes = self.student.spec.codes_per_level
-        snapshot = dataclasses.replace(source, known=known, codes_per_level=codes)
+    def _refresh(self) -> None:
+        """Catches up with the catalogue's stock; the caller holds the write lock."""
+        if not self._state.is_current():
+            self._state = self._state.replaced_by(self._state.catalogue, self._make_plan)
 
-        def make(settings: _Settings) -> DecodePlan:
-            return make_plan(self._packed, snapshot, self.backend, **dataclasses.asdict(settings))
-
-        plans = _Plans(make)
-        for settings in old.plans.settings() if old is not None else ():
-            plans.get(settings)  # now, so that no request waits for it
-        return _State(catalogue, source, snapshot, plans)
+    def _make_plan(self, snapshot: CatalogueSnapshot, settings: Settings) -> DecodePlan:
+        reason = why_not(
+            self.backend, self.student.spec, dtype=self.dtype, num_beams=settings.num_beams
+        )
+        if reason:
+            raise ValueError(
+                f"backend: expected {self.backend} to run these settings, got {reason}; "
+                "change them or load the model with another backend"
+            )
+        return make_plan(self._packed, snapshot, self.backend, **settings._asdict())
 
     # -- requests
 
@@ -322,6 +258,7 @@ class Recommender:
         excluded = self._exclusion(exclude, len(batch))
         with torch.no_grad():
             states = encoder(batch.ids, batch.mask)
+        self._check_states(states, batch.mask)
         return self._run_states(plan, states, batch.mask, excluded)
 
     def decode_states(
@@ -342,8 +279,8 @@ class Recommender:
                         any valid state gets an answer, one with states that are not finite none
         """
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
-        batch = encoder_states.shape[0] if isinstance(encoder_states, Tensor) else 0
-        excluded = None if exclude is None else self._exclusion(exclude, batch)
+        self._check_states(encoder_states, mask)
+        excluded = self._exclusion(exclude, encoder_states.shape[0])
         return self._run_states(plan, encoder_states, mask, excluded)
 
     def beam_decode(
@@ -358,11 +295,9 @@ class Recommender:
     ) -> Recommendations:
         """Like `decode`, from context vectors float32 [B, D] on the model's device."""
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
-        dim = self.student.spec.dim
-        self._check_tensor(context, "context", (torch.float32,), ("batch", dim))
-        excluded = self._exclusion(exclude, context.shape[0])
-        context = context.detach().contiguous()
-        results = plan.beam_decode(context, *(excluded or (None, None)))
+        self._check_tensor(context, "context", (torch.float32,), ("batch", self.student.spec.dim))
+        ids, offsets = self._exclusion(exclude, context.shape[0])
+        results = plan.beam_decode(context.detach().contiguous(), ids, offsets)
         return Recommendations(*results, plan.snapshot.version)
 
     # -- files
@@ -378,7 +313,7 @@ class Recommender:
         if include_encoder and self._encoder is not None and self._t5 is None:
             raise ValueError(
                 "encoder: expected None or a T5Encoder to save, got "
-                f"{type(self._encoder).__name__}; pass include_encoder=False to save the rest without it"
+                f"{type(self._encoder).__name__}; pass include_encoder=False to leave it out"
             )
         checkpoint.save(
             checkpoint.Checkpoint(
@@ -420,31 +355,9 @@ class Recommender:
         level_weights: Sequence[float] | None,
         normalisation: str | None,
     ) -> DecodePlan:
-        defaults, levels = self.defaults, self.student.spec.num_levels
-        if num_beams is None:
-            num_beams = defaults.num_beams
-        # Plain ints in range, the usual case, must not cost a check each.
-        if type(num_beams) is not int or num_beams < 1:
-            num_beams = check_int(num_beams, "num_beams", low=1)
-        if type(k) is not int or not 1 <= k <= num_beams:
-            k = check_int(k, "k", low=1)
-            if k > num_beams:
-                raise ValueError(
-                    f"k: expected at most num_beams={num_beams}, got {k}; raise num_beams"
-                )
-        if temperatures is None:
-            temperatures = defaults.temperatures
-        else:
-            temperatures = check_floats(temperatures, "temperatures", length=levels, positive=True)
-        if level_weights is None:
-            level_weights = defaults.level_weights
-        else:
-            level_weights = check_floats(level_weights, "level_weights", length=levels)
-        if normalisation is None:
-            normalisation = defaults.normalisation
-        elif normalisation not in NORMALISATIONS:
-            check_choice(normalisation, "normalisation", NORMALISATIONS)
-        settings = _Settings(k, num_beams, temperatures, level_weights, normalisation)
+        settings = settings_of(
+            self.defaults, k, num_beams, temperatures, level_weights, normalisation
+        )
         return self._current().plans.get(settings)
 
     def _need_encoder(self, method: str) -> Encoder:
@@ -455,16 +368,33 @@ class Recommender:
             )
         return self._encoder
 
+    def _check_states(self, states: Tensor, mask: Tensor) -> None:
+        dim, device = self.student.spec.dim, self.device
+        if (
+            isinstance(states, Tensor)
+            and isinstance(mask, Tensor)
+            and mask.dtype == torch.bool
+            and states.dtype in _STATE_DTYPES
+            and states.shape == (*mask.shape, dim)
+            and mask.ndim == 2
+            and states.device == device
+            and mask.device == device
+        ):
+            return  # the usual call must not pay for finding the words of an error
+        self._check_tensor(states, "encoder_states", _STATE_DTYPES, ("batch", "tokens", dim))
+        self._check_tensor(mask, "mask", (torch.bool,), tuple(states.shape[:2]))
+
     def _check_tensor(
-        self, tensor: object, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[object, ...]
+        self,
+        tensor: object,
+        name: str,
+        dtypes: tuple[torch.dtype, ...],
+        shape: tuple[int | str, ...],
     ) -> None:
-        """ValueError unless `tensor` has this dtype, shape (names are free sizes) and device."""
-        if isinstance(tensor, Tensor):
-            sizes = tensor.shape
-            fits = len(sizes) == len(shape) and all(
-                type(wanted) is str or wanted == got
-                for wanted, got in zip(shape, sizes, strict=True)
-            )
+        """ValueError unless `tensor` has this dtype, shape (a name is any size) and device."""
+        if isinstance(tensor, Tensor) and tensor.ndim == len(shape):
+            sizes = zip(shape, tensor.shape, strict=True)
+            fits = all(isinstance(wanted, str) or wanted == got for wanted, got in sizes)
             if fits and tensor.dtype in dtypes and tensor.device == self.device:
                 return
         kinds = " or ".join(str(dtype) for dtype in dtypes)
@@ -474,24 +404,15 @@ class Recommender:
         )
 
     def _run_states(
-        self,
-        plan: DecodePlan,
-        states: Tensor,
-        mask: Tensor,
-        excluded: tuple[Tensor, Tensor] | None,
+        self, plan: DecodePlan, states: Tensor, mask: Tensor, excluded: _Exclusion
     ) -> Recommendations:
-        dim = self.student.spec.dim
-        self._check_tensor(states, "encoder_states", _STATE_DTYPES, ("batch", "tokens", dim))
-        self._check_tensor(mask, "mask", (torch.bool,), tuple(states.shape[:2]))
-        results = plan.decode_states(
-            states.detach().contiguous(), mask.contiguous(), *(excluded or (None, None))
-        )
+        results = plan.decode_states(states.detach().contiguous(), mask.contiguous(), *excluded)
         return Recommendations(*results, plan.snapshot.version)
 
-    def _exclusion(self, exclude: object, batch: int) -> tuple[Tensor, Tensor] | None:
+    def _exclusion(self, exclude: object, batch: int) -> _Exclusion:
         """Ids ascending inside each request int64 [N], offsets int64 [B + 1], on the device."""
         if exclude is None:
-            return None
+            return None, None
         flat, lengths = flatten_ids(exclude, "exclude", none_is_empty=True)
         if len(lengths) != batch:
             raise ValueError(
@@ -499,7 +420,7 @@ class Recommender:
                 f"{len(lengths)}; pass [[], ..] for requests that exclude nothing"
             )
         if flat.size == 0:
-            return None
+            return None, None
         request = np.repeat(np.arange(batch), lengths)
         ids = flat[np.lexsort((flat, request))]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
