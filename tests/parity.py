@@ -33,9 +33,11 @@ def require_isa(isa: str) -> None:
 
 def student_of(problem: Problem, dtype: torch.dtype = torch.float64) -> Student:
     """The reference student with the problem's weights."""
-    student = Student(StudentConfig(**asdict(problem.spec))).to(torch.float64)
-    student.load_state_dict({name: weight.double() for name, weight in problem.weights.items()})
-    return student.to(dtype).eval().requires_grad_(False)
+    with torch.device("meta"):  # no time for an initialisation that nobody reads
+        student = Student(StudentConfig(**asdict(problem.spec)))
+    weights = {name: weight.to(dtype) for name, weight in problem.weights.items()}
+    student.load_state_dict(weights, assign=True)
+    return student.eval().requires_grad_(False)
 
 
 def trie_of(problem: Problem) -> Trie:
