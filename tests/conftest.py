@@ -8,6 +8,12 @@ import torch
 from sidmlp_kernels import backends
 
 
+def pytest_configure() -> None:
+    # Tests are many small tensors: a second thread costs more than it brings, and on a busy machine
+    # ten times more. Tests of threading ask for their own number.
+    torch.set_num_threads(1)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-cuda",
@@ -27,7 +33,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     """The name of each known backend; a test is skipped with the reason where one cannot run."""
     name = request.param
     reason = backends.why_not(name)
-    if reason and device_of(name).type == "cuda":
+    if reason and _device_of(name).type == "cuda":
         _skip_without_gpu(request.config, f"backend {name}: {reason}")
     if reason:
         pytest.skip(f"backend {name}: {reason}")
@@ -37,7 +43,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def device(backend: str) -> torch.device:
     """Where `backend` runs."""
-    return device_of(backend)
+    return _device_of(backend)
 
 
 @pytest.fixture
@@ -48,7 +54,6 @@ def cuda(request: pytest.FixtureRequest) -> torch.device:
     return torch.device("cuda")
 
 
-def device_of(name: str) -> torch.device:
-    """Where the backend of this name runs."""
+def _device_of(name: str) -> torch.device:
     types = {backend.name: backend.device_type for backend in backends.BACKENDS}
     return torch.device(types[name])

@@ -78,6 +78,7 @@ def make_grid_problem(
         bias[2 * used :: 2], bias[2 * used + 1 :: 2] = 1.0, -1.0
         for block in range(1, blocks_per_head):
             weights[f"{head}blocks.{block}.linear.weight"].copy_(torch.eye(spec.hidden_dim))
+            weights[f"{head}blocks.{block}.linear.bias"].fill_(-SHIFT)
         output, out_bias = weights[f"{head}output.weight"], weights[f"{head}output.bias"]
         code = torch.arange(size)
         for bit in range(bits):
