@@ -141,7 +141,8 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     error or a crash before that leaves the old directory as it was, and one within the exchange
     leaves it under the name of the sibling. Other files of the old directory stay.
 
-    Raises ValueError if `path` is a file or the working directory (or one around it).
+    Raises ValueError if `path` is a file, holds another program's config.json or model, or is the
+    working directory (or one around it).
     """
     target = Path(path).expanduser().resolve()
     if target.exists() and not target.is_dir():
@@ -152,6 +153,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
             f"{target}: expected a directory that can be replaced as a whole, got the working "
             "directory or one around it; name a directory inside it"
         )
+    _refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
     fresh.mkdir()
@@ -165,6 +167,23 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
 
 
 # -- writing
+
+
+def _refuse_foreign(target: Path) -> None:
+    """ValueError where the exchange would lose files of ours by name but not by content."""
+    if not any((target / name).exists() for name in FILES):
+        return
+    try:
+        config = json.loads((target / CONFIG).read_bytes())
+        ours = isinstance(config, dict) and config.get("format") == FORMAT
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise ValueError(
+            f"{target}: expected a new directory or one with a {FORMAT} checkpoint, got one whose "
+            f"{CONFIG} is missing, damaged or of another kind; choose another name, or remove "
+            f"{', '.join(FILES)} from it"
+        )
 
 
 def _write_files(checkpoint: Checkpoint, directory: Path) -> None:

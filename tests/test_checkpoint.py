@@ -156,6 +156,20 @@ def test_targets_that_cannot_be_replaced(tmp_path: Path, monkeypatch) -> None:
     assert_same(load("inside"), make())
 
 
+def test_another_programs_model_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "t5").mkdir()
+    for files in ({"config.json": '{"model_type": "t5"}'}, {"model.safetensors": "weights"}):
+        for name, text in files.items():
+            (tmp_path / "t5" / name).write_text(text)
+        with pytest.raises(ValueError, match="choose another name"):
+            save(make(), tmp_path / "t5")
+        for name, text in files.items():
+            assert (tmp_path / "t5" / name).read_text() == text
+            (tmp_path / "t5" / name).unlink()
+    save(make(), tmp_path / "t5")
+    assert_same(load(tmp_path / "t5"), make())
+
+
 # -- damage
 
 
