@@ -148,7 +148,7 @@ struct Expansion {
   bool over_all_codes() const { return config.codebook || level == 0; }
 
   void offer(float score, uint32_t rank, uint32_t ordinal, int32_t child) {
-    if (score != score) {
+    if (!(score >= -kLargestFinite && score <= kLargestFinite)) {  // NaN fails both
       finite = false;
       return;
     }
