@@ -13,21 +13,6 @@ from sidmlp.cli.run_directory import PARENTS, RunDirectory
 
 TEACHER_SIZES = ["--dim", "16", "--layers", "1", "--heads", "2", "--head-dim", "8", "--ffn", "16"]
 TEACHER = [*TEACHER_SIZES, "--epochs", "2", "--batch-size", "32"]
-    "--dim",
-    "16",
-    "--layers",
-    "1",
-    "--heads",
-    "2",
-    "--head-dim",
-    "8",
-    "--ffn",
-    "16",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "32",
-]
 STUDENT = ["--hidden", "16", "--heads", "2", "--epochs", "2", "--batch-size", "32"]
 
 

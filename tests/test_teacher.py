@@ -42,6 +42,15 @@ def batch_of(teacher: Teacher, codes: np.ndarray, count: int = 5):
 
 
 @torch.no_grad()
+def full_logits(teacher: Teacher, states, mask, codes) -> torch.Tensor:
+    """What transformers' own forward says under teacher forcing with codes [B, L]: [B, L, V]."""
+    ids = torch.nn.functional.pad((codes + teacher.offsets)[:, :-1], (1, 0))
+    return teacher.t5(
+        encoder_outputs=(states,), attention_mask=mask.long(), decoder_input_ids=ids
+    ).logits
+
+
+@torch.no_grad()
 def brute_force(teacher: Teacher, ids, mask, codes: np.ndarray) -> torch.Tensor:
     """Score of every item for every request by full forward passes, [B, N]."""
     wanted = torch.from_numpy(codes)
@@ -49,45 +58,79 @@ def brute_force(teacher: Teacher, ids, mask, codes: np.ndarray) -> torch.Tensor:
     for row in range(len(ids)):
         n = len(wanted)
         states = teacher.encode(ids[row : row + 1], mask[row : row + 1]).expand(n, -1, -1)
-        logits = teacher.decoder_logits(states, mask[row : row + 1].expand(n, -1), wanted)
+        logits = full_logits(teacher, states, mask[row : row + 1].expand(n, -1), wanted)
         tokens = (wanted + teacher.offsets)[..., None]
         scores.append(logits.log_softmax(-1).gather(2, tokens).sum((1, 2)))
     return torch.stack(scores)
 
 
 class TestDecoder:
-    def test_cached_steps_equal_the_full_forward(self, teacher, codes):
+    def test_many_targets_at_once_equal_transformers(self, teacher, codes):
         ids, mask = batch_of(teacher, codes)
-        target = torch.from_numpy(codes[: len(ids)])
+        rng = np.random.default_rng(4)
+        targets = torch.from_numpy(codes[rng.integers(len(codes), size=(len(ids), 3))])
         with torch.no_grad():
             states = teacher.encode(ids, mask)
-            full = teacher.decoder_logits(states, mask, target)
+            got = teacher.decoder_logits(states, mask, targets)
+        for k in range(3):
+            want = full_logits(teacher, states, mask, targets[:, k])
+            assert torch.allclose(got[:, k], want, atol=1e-4), k
+
+    def test_cached_steps_equal_transformers(self, teacher, codes):
+        ids, mask = batch_of(teacher, codes)
+        target = torch.from_numpy(codes[: len(ids)])
+        start = torch.zeros(len(ids), 1, dtype=torch.int64)
+        tokens = torch.cat([start, (target + teacher.offsets)[:, :2]], dim=1)
+        with torch.no_grad():
+            states = teacher.encode(ids, mask)
+            want = full_logits(teacher, states, mask, target)
             state = DecoderState(teacher, states, mask)
-            tokens = torch.cat([torch.zeros(len(ids), 1, dtype=torch.int64), target[:, :2] + 1], 1)
-            tokens[:, 1:] = (target + teacher.offsets)[:, :2]
             for level in range(3):
-                step = state.step(tokens[:, level : level + 1])[:, 0]
-                assert torch.allclose(step, full[:, level], atol=1e-4), level
+                step = state.feed(tokens[:, None, level : level + 1])[:, 0, 0]
+                assert torch.allclose(step, want[:, level], atol=1e-4), level
 
     def test_reordered_beams_keep_their_own_past(self, teacher, codes):
         ids, mask = batch_of(teacher, codes)
         with torch.no_grad():
             states = teacher.encode(ids, mask)
             state = DecoderState(teacher, states, mask)
-            state.step(torch.zeros(len(ids), 1, dtype=torch.int64))
+            state.feed(torch.zeros(len(ids), 1, 1, dtype=torch.int64))
             state.reorder(torch.zeros(len(ids), 3, dtype=torch.int64))
             first = torch.tensor([0, 1, 2]).expand(len(ids), 3)
-            state.step(first + teacher.offsets[0])
+            state.feed((first + teacher.offsets[0])[..., None])
             parents = torch.tensor([2, 0, 2]).expand(len(ids), 3)
             state.reorder(parents)
             second = torch.tensor([1, 0, 2]).expand(len(ids), 3)
-            got = state.step(second + teacher.offsets[1])
-            for beam in range(3):
-                path = torch.stack(
-                    [first.gather(1, parents)[:, beam], second[:, beam], second[:, beam]], dim=1
-                )
-                full = teacher.decoder_logits(states, mask, path)[:, 2]
-                assert torch.allclose(got[:, beam], full, atol=1e-4), beam
+            got = state.feed((second + teacher.offsets[1])[..., None])[:, :, 0]
+        for beam in range(3):
+            path = [first.gather(1, parents)[:, beam], second[:, beam], second[:, beam]]
+            want = full_logits(teacher, states, mask, torch.stack(path, dim=1))[:, 2]
+            assert torch.allclose(got[:, beam], want, atol=1e-4), beam
+
+    def test_gradients_equal_transformers(self, teacher, codes):
+        ids, mask = batch_of(teacher, codes)
+        target = torch.from_numpy(codes[: len(ids)])
+        teacher(ids, mask, target[:, None], torch.ones(len(ids), 1, dtype=torch.bool)).backward()
+        got = {name: p.grad.clone() for name, p in teacher.named_parameters()}
+        teacher.zero_grad()
+        labels = target + teacher.offsets
+        teacher.t5(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            decoder_input_ids=nn.functional.pad(labels[:, :-1], (1, 0)),
+            labels=labels,
+        ).loss.backward()
+        for name, parameter in teacher.named_parameters():
+            assert torch.allclose(got[name], parameter.grad, atol=1e-5, rtol=1e-3), name
+
+    def test_unreal_targets_do_not_count(self, teacher, codes):
+        ids, mask = batch_of(teacher, codes)
+        targets = torch.from_numpy(codes[:10]).view(5, 2, 3)
+        real = torch.tensor([[True, False]] * 5)
+        with torch.no_grad():
+            both = teacher(ids, mask, targets, real)
+            alone = teacher(ids, mask, targets[:, :1], real[:, :1])
+        assert float(both) == pytest.approx(float(alone), rel=1e-5)
 
     def test_masked_positions_do_not_matter(self, teacher, codes):
         ids, mask = batch_of(teacher, codes, count=3)
@@ -118,7 +161,7 @@ class TestBeamSearch:
                 prefix: list[int] = []
                 for level in range(3):
                     known = torch.tensor([[*prefix, 0, 0, 0][:3]])
-                    logits = teacher.decoder_logits(states[row][None], mask[row][None], known)
+                    logits = full_logits(teacher, states[row][None], mask[row][None], known)
                     level_logits = teacher.level_logits(logits)[level][0]
                     here = codes[(codes[:, :level] == prefix).all(1), level]
                     prefix.append(max(sorted(set(here)), key=lambda c: float(level_logits[c])))

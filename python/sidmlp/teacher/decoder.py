@@ -1,23 +1,28 @@
-"""One step of the T5 decoder for many beams, with cached keys and values.
+"""The T5 decoder for many short sequences per user, with cached keys and values.
 
-The same computation as ``transformers``' decoder in evaluation mode, arranged for beams: what is
-derived from the encoder states is stored once per user, not once per beam, and a step reorders only
-the few cached positions of the beams themselves.
+The same computation and weights as ``transformers``' decoder, arranged for items: what is derived
+from the encoder states is computed once per user, not once per sequence. A user's sequences are the
+targets of training, all levels fed at once, or the beams of a search, fed level by level.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from .model import Teacher
+if TYPE_CHECKING:
+    from .model import Teacher
 
 
 class DecoderState:
-    """Keys and values of a batch of users and their beams.
+    """Keys and values of a batch of users and their sequences.
 
     cross: per layer (keys, values), each [users, heads, T, head_dim]; own: per layer (keys,
-    values), each [users, beams, heads, steps so far, head_dim].
+    values), each [users, sequences, heads, positions so far, head_dim]. Dropout acts in the places
+    where T5 has it, in training mode only.
     """
 
     def __init__(self, teacher: Teacher, states: Tensor, mask: Tensor) -> None:
@@ -25,58 +30,73 @@ class DecoderState:
         self.teacher = teacher
         self.cross: list[tuple[Tensor, Tensor]] = []
         self.own: list[tuple[Tensor, Tensor]] = []
-        heads = teacher.config.num_heads
         for block in teacher.t5.decoder.block:
             attention = block.layer[1].EncDecAttention
             keys, values = (
-                projection(states).unflatten(-1, (heads, -1)).transpose(1, 2)
+                projection(states).unflatten(-1, (teacher.config.num_heads, -1)).transpose(1, 2)
                 for projection in (attention.k, attention.v)
             )
             self.cross.append((keys, values))
-            empty = states.new_empty(states.shape[0], 1, heads, 0, teacher.config.head_dim)
-            self.own.append((empty, empty))
         # The finite minimum, as transformers has it: a fully masked user attends evenly, not NaN.
         self.cross_bias = torch.zeros(mask.shape, dtype=states.dtype, device=states.device)
         self.cross_bias.masked_fill_(~mask, torch.finfo(states.dtype).min)
         levels = teacher.tokens.num_levels
         first = teacher.t5.decoder.block[0].layer[0].SelfAttention
-        self.position_bias = first.compute_bias(levels, levels)[0]  # [heads, query, key]
+        future = torch.ones(levels, levels, dtype=torch.bool, device=states.device).triu(1)
+        bias = first.compute_bias(levels, levels)[0]
+        self.position_bias = bias.masked_fill(future, -torch.inf)  # [heads, query, key]
 
     def reorder(self, parents: Tensor) -> None:
-        """Makes beam b continue the old beam ``parents[user, b]``; int64 [users, new beams]."""
+        """Makes sequence b continue the old ``parents[user, b]``; int64 [users, new sequences]."""
         rows = torch.arange(parents.shape[0], device=parents.device)[:, None]
         self.own = [(keys[rows, parents], values[rows, parents]) for keys, values in self.own]
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Logits [users, beams, vocab] after feeding one token a beam, int64 [users, beams]."""
-        t5, config = self.teacher.t5, self.teacher.config
-        x = t5.shared(tokens)
-        users, beams = tokens.shape
-        for layer, block in enumerate(t5.decoder.block):
+    def feed(self, tokens: Tensor) -> Tensor:
+        """Logits [users, sequences, n, vocab] after the next n tokens of every sequence.
+
+        tokens: int64 [users, sequences, n]; position i sees the tokens up to i, fed now or before.
+        """
+        teacher = self.teacher
+        x = self._dropout(teacher.t5.shared(tokens))
+        for layer, block in enumerate(teacher.t5.decoder.block):
             own, cross, feed_forward = block.layer
+            x = x + self._dropout(self._own_attention(layer, own, x))
+            x = x + self._dropout(self._cross_attention(layer, cross, x))
+            x = x + self._dropout(self._feed_forward(feed_forward, x))
+        x = self._dropout(teacher.t5.decoder.final_layer_norm(x))
+        return teacher.t5.lm_head(x * teacher.config.dim**-0.5)
 
-            attention = own.SelfAttention
-            normed = own.layer_norm(x)
-            query, key, value = (
-                projection(normed).unflatten(-1, (config.num_heads, 1, -1))
-                for projection in (attention.q, attention.k, attention.v)
-            )  # [users, beams, heads, 1, head_dim]
-            keys = torch.cat([self.own[layer][0], key], dim=3)
-            values = torch.cat([self.own[layer][1], value], dim=3)
+    def _own_attention(self, layer: int, module, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        attention, normed = module.SelfAttention, module.layer_norm(x)
+        query, keys, values = (
+            projection(normed).unflatten(-1, (self.teacher.config.num_heads, -1)).transpose(2, 3)
+            for projection in (attention.q, attention.k, attention.v)
+        )  # [users, sequences, heads, n, head_dim]
+        new = query.shape[3]
+        if layer < len(self.own):
+            keys = torch.cat([self.own[layer][0], keys], dim=3)
+            values = torch.cat([self.own[layer][1], values], dim=3)
             self.own[layer] = (keys, values)
-            steps = keys.shape[3]
-            bias = self.position_bias[:, steps - 1, None, :steps]  # [heads, 1, steps]
-            weights = (query @ keys.transpose(3, 4) + bias).softmax(dim=-1)
-            x = x + attention.o((weights @ values).reshape(users, beams, -1))
+        else:
+            self.own.append((keys, values))
+        total = keys.shape[3]
+        bias = self.position_bias[:, total - new : total, :total]
+        weights = (query @ keys.transpose(3, 4) + bias).softmax(dim=-1)
+        return attention.o((self._dropout(weights) @ values).transpose(2, 3).flatten(3))
 
-            attention = cross.EncDecAttention
-            query = attention.q(cross.layer_norm(x)).unflatten(-1, (config.num_heads, -1))
-            keys, values = self.cross[layer]
-            scores = query.transpose(1, 2) @ keys.transpose(2, 3)  # [users, heads, beams, T]
-            weights = (scores + self.cross_bias[:, None, None]).softmax(dim=-1)
-            mixed = (weights @ values).transpose(1, 2).reshape(users, beams, -1)
-            x = x + attention.o(mixed)
+    def _cross_attention(self, layer: int, module, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        attention, normed = module.EncDecAttention, module.layer_norm(x)
+        # All positions of all sequences of a user are queries of one attention.
+        query = attention.q(normed).unflatten(-1, (self.teacher.config.num_heads, -1)).flatten(1, 2)
+        keys, values = self.cross[layer]
+        scores = query.transpose(1, 2) @ keys.transpose(2, 3)
+        weights = (scores + self.cross_bias[:, None, None]).softmax(dim=-1)
+        mixed = (self._dropout(weights) @ values).transpose(1, 2)
+        return attention.o(mixed.flatten(2).view(*x.shape[:3], -1))
 
-            x = x + feed_forward.DenseReluDense(feed_forward.layer_norm(x))
-        x = t5.decoder.final_layer_norm(x)
-        return t5.lm_head(x * config.dim**-0.5)
+    @staticmethod
+    def _feed_forward(module, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return module.DenseReluDense(module.layer_norm(x))
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.teacher.config.dropout, self.teacher.training)

@@ -15,6 +15,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from sidmlp.data import TokenSpec
 
+from .decoder import DecoderState
+
 
 @dataclass(frozen=True)
 class TeacherConfig:
@@ -72,29 +74,29 @@ class Teacher(nn.Module):
         return self.t5.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
 
     def decoder_logits(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
-        """Logits [B, L, vocab] under teacher forcing with the codes int64 [B, L].
+        """Logits [B, K, L, vocab] under teacher forcing with K targets a user, int64 [B, K, L].
 
-        Position l sees c_1..c_{l-1}; the last code is never read.
+        states [B, T, dim], mask bool [B, T]. Level l sees c_1..c_{l-1}; the last code is not read.
         """
-        start = codes.new_full((codes.shape[0], 1), self.tokens.pad_id)
-        ids = torch.cat([start, (codes + self.offsets)[:, :-1]], dim=1)
-        return self.t5(
-            encoder_outputs=(states,), attention_mask=mask.long(), decoder_input_ids=ids
-        ).logits
+        start = codes.new_full((*codes.shape[:2], 1), self.tokens.pad_id)
+        tokens = torch.cat([start, (codes + self.offsets)[..., :-1]], dim=2)
+        return DecoderState(self, states, mask).feed(tokens)
 
-    def forward(self, ids: Tensor, mask: Tensor, codes: Tensor, rows: Tensor) -> Tensor:
-        """Mean cross-entropy over the whole vocabulary of target codes int64 [N, L].
+    def forward(self, ids: Tensor, mask: Tensor, codes: Tensor, real: Tensor) -> Tensor:
+        """Mean cross-entropy over the whole vocabulary.
 
-        ids, mask: [B, T] histories; rows: int64 [N], which history each target belongs to.
+        ids, mask: [B, T] histories; codes: int64 [B, K, L], the targets of each history, of which
+        those count where real, bool [B, K], is True.
         """
-        logits = self.decoder_logits(self.encode(ids, mask)[rows], mask[rows], codes)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), (codes + self.offsets).flatten())
+        logits = self.decoder_logits(self.encode(ids, mask), mask, codes)[real]
+        wanted = (codes + self.offsets)[real]
+        return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
     def level_logits(self, logits: Tensor) -> list[Tensor]:
-        """Of logits [B, L, vocab], level l's own codes: a list of [B, C_l]."""
+        """Of logits [.., L, vocab], level l's own codes: a list of [.., C_l]."""
         spec = self.tokens
         return [
-            logits[:, level, start : start + count]
+            logits[..., level, start : start + count]
             for level, (start, count) in enumerate(
                 zip(spec.code_offsets, spec.codes_per_level, strict=True)
             )

@@ -105,7 +105,9 @@ def _constrained(
     tokens = torch.full((users, 1), spec.pad_id)
     for level, count in enumerate(spec.codes_per_level):
         start = spec.code_offsets[level]
-        log_probs = state.step(tokens).log_softmax(-1)[..., start : start + count]
+        log_probs = state.feed(tokens[..., None])[:, :, 0].log_softmax(-1)[
+            ..., start : start + count
+        ]
         children = table.children[level][nodes]  # [users, beams, count]
         # A dead beam keeps node 0 and the score -inf, so that nothing below it can win.
         candidates = (scores[..., None] + log_probs).masked_fill(children < 0, -torch.inf)
@@ -136,7 +138,7 @@ def _unconstrained(
     tokens = torch.full((users, 1), spec.pad_id)
     for level, count in enumerate(spec.codes_per_level):
         start = spec.code_offsets[level]
-        log_probs = state.step(tokens).log_softmax(-1)
+        log_probs = state.feed(tokens[..., None])[:, :, 0].log_softmax(-1)
         vocabulary = log_probs.shape[-1]
         scores, chosen = _best((scores[..., None] + log_probs).flatten(1), num_beams)
         parents, tokens = chosen // vocabulary, chosen % vocabulary

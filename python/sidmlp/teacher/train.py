@@ -47,9 +47,9 @@ def train_teacher(
         batch = split.train.take(index)
         ids, mask = teacher.tokens.batch_examples(batch, codes)
         positions = batch.targets[:, None] + np.arange(targets_per_history)
-        row, column = np.nonzero(positions < split.train_end[batch.users, None])
-        wanted = batch.items[positions[row, column]]
-        return teacher(ids, mask, targets[wanted], torch.from_numpy(row))
+        real = positions < split.train_end[batch.users, None]
+        wanted = batch.items[np.where(real, positions, batch.targets[:, None])]
+        return teacher(ids, mask, targets[wanted], torch.from_numpy(real))
 
     def validate() -> float:
         found = recommend(

@@ -94,7 +94,8 @@ def compute_features(
         end = min(begin + batch_size, len(examples))
         ids, mask = spec.batch_examples(examples.take(np.arange(begin, end)), item_codes)
         states = teacher.encode(ids, mask)
-        logits = teacher.decoder_logits(states, mask, torch.from_numpy(features.codes[begin:end]))
+        codes = torch.from_numpy(features.codes[begin:end])
+        logits = teacher.decoder_logits(states, mask, codes[:, None])[:, 0]
         features.states[offsets[begin] : offsets[end]] = states[mask].numpy()
         features.logits[begin:end] = torch.cat(teacher.level_logits(logits), dim=1).numpy()
     teacher.train(training)
