@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -23,40 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import (
+    cpu_name,
+    machine_facts,
+    memory_kib,
+    parse_count,
+    reset_peak,
+    results_path,
+    write_json,
+)
+from make_tables import catalogue_tables
 
 from sidmlp_kernels.catalogue import Catalogue
 from sidmlp_kernels.trie import host_library
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SEED = 0
-
-
-def parse_count(text: str) -> int:
-    """12k -> 12000, 20M -> 20000000."""
-    match = re.fullmatch(r"(\d+)([kM]?)", text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected counts such as 500, 12k or 20M, got {text!r}")
-    return int(match[1]) * {"": 1, "k": 1_000, "M": 1_000_000}[match[2]]
-
-
-def cpu_name() -> str:
-    """The processor's model name, or the architecture where the system does not tell it."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return names[0] if names else platform.machine()
-
-
-def memory_kib(field: str) -> int:
-    """VmRSS (now) or VmHWM (the peak since `reset_peak`) of this process."""
-    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if match is None:
-        raise RuntimeError(f"/proc/self/status has no {field}")
-    return int(match[1])
-
-
-def reset_peak() -> None:
-    """Sets VmHWM to what is in use now (proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def verify(codes: np.ndarray, sizes: list[int], trie: dict[str, np.ndarray]) -> None:
@@ -125,35 +103,6 @@ def measure(num_items: int, num_levels: int, num_codes: int, repeats: int) -> di
     }
 
 
-def commit() -> str:
-    """The commit that is measured, marked when the tree differs from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The results as a Markdown table."""
-    lines = [
-        "| items | build_trie s | from_codes s | peak RSS growth MB | nodes per level "
-        "| bytes a node |",
-        "|---:|---:|---:|---:|---|---:|",
-    ]
-    for row in rows:
-        nodes = " / ".join(f"{n:,}" for n in row["nodes_per_level"])
-        lines.append(
-            f"| {row['items']:,} | {row['build_trie_seconds']:.4f} "
-            f"| {row['from_codes_seconds']:.4f} | {row['peak_rss_growth_bytes'] / 1e6:,.1f} "
-            f"| {nodes} | {row['bytes_per_node']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--items", default="4k,12k,48k,1M,20M", help="numbers of items")
@@ -169,6 +118,7 @@ def main() -> None:
     if args.codes**args.levels >= 2**63:
         parser.error("codes ** levels must stay below 2^63 for the check by whole tuples")
 
+    machine = machine_facts()
     rows = []
     for num_items in map(parse_count, args.items.split(",")):
         command = [sys.executable, __file__, "--one", str(num_items)]
@@ -177,24 +127,22 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout))
 
-    info = host_library().build_info()
-    slug = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    path = args.out or RESULTS / f"catalogue-{slug}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    setting = {
-        "cpu": cpu_name(),
-        "threads": len(os.sched_getaffinity(0)),
-        "compiler": info["compiler"],
-        "flags": info["flags"],
-        "numpy": np.__version__,
-        "commit": commit(),
-        "levels": args.levels,
-        "codes_per_level": args.codes,
-        "codes": "uniformly random",
-        "seed": SEED,
+    report = {
+        "kind": "catalogue",
+        "machine": machine,
+        "setting": {
+            "threads": machine["cores"],
+            "levels": args.levels,
+            "codes_per_level": args.codes,
+            "codes": "uniformly random",
+            "seed": SEED,
+        },
+        "results": rows,
     }
-    path.write_text(json.dumps({**setting, "results": rows}, indent=1) + "\n")
-    print(table(rows))
+    path = args.out or results_path("catalogue", cpu_name())
+    write_json(path, report)
+    for table in catalogue_tables(report).values():
+        print(table)
     print(f"\nwritten to {path}", file=sys.stderr)
 
 
