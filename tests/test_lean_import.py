@@ -144,14 +144,15 @@ def test_doctor_says_what_runs() -> None:
     assert "cpu, published sizes, 50 beams, float32: yes" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"]])
-def test_help_explains_itself(arguments: list[str], capsys) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(["--help"], "which backends run here"), (["doctor", "--help"], "or why not")],
+)
+def test_help_explains_itself(arguments: list[str], part: str, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert "python -m sidmlp_kernels" in text
-    assert "which backends run here" in text or "whether it can decode" in " ".join(text.split())
+    assert part in " ".join(capsys.readouterr().out.split())  # whatever the terminal's width
 
 
 def test_a_command_is_needed(capsys) -> None:
