@@ -22,7 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _skip_without_gpu(config: pytest.Config, reason: str) -> None:
+def skip_without_gpu(config: pytest.Config, reason: str) -> None:
+    """Skips the running test, or fails it under --require-cuda."""
     if config.getoption("--require-cuda"):
         pytest.fail(f"--require-cuda was given, but {reason}")
     pytest.skip(reason)
@@ -34,7 +35,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     name = request.param
     reason = backends.why_not(name)
     if reason and _device_of(name).type == "cuda":
-        _skip_without_gpu(request.config, f"backend {name}: {reason}")
+        skip_without_gpu(request.config, f"backend {name}: {reason}")
     if reason:
         pytest.skip(f"backend {name}: {reason}")
     return name
@@ -50,7 +51,7 @@ def device(backend: str) -> torch.device:
 def cuda(request: pytest.FixtureRequest) -> torch.device:
     """A GPU, for tests of what is not a backend."""
     if not torch.cuda.is_available():
-        _skip_without_gpu(request.config, "torch finds no CUDA device")
+        skip_without_gpu(request.config, "torch finds no CUDA device")
     return torch.device("cuda")
 
 
