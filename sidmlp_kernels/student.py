@@ -155,6 +155,9 @@ class Student:
     def __repr__(self) -> str:
         return f"Student({self.spec})"
 
+    def __reduce__(self) -> tuple[type[Student], tuple[StudentSpec, dict[str, Tensor]]]:
+        return Student, (self.spec, dict(self.weights))  # a mapping proxy cannot be pickled
+
     def check_cast(self, dtype: torch.dtype) -> None:
         """ValueError naming the first weight that overflows in `dtype`."""
         check_cast(self.weights, dtype, "student weights")

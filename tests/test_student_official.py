@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -243,6 +245,13 @@ def test_the_students_weights_are_its_own() -> None:
     assert not student.weights[name].requires_grad
     with pytest.raises(TypeError):
         student.weights[name] = before  # type: ignore[index]
+
+
+def test_it_can_be_copied_and_sent_to_other_processes() -> None:
+    student = Student(SPEC, random_weights(SPEC))
+    for other in (copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
+        assert other.spec == SPEC
+        assert all(torch.equal(other.weights[name], w) for name, w in student.weights.items())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
