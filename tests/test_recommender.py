@@ -136,14 +136,16 @@ def test_from_histories_to_items_as_the_reference_with_transformers(model) -> No
 def test_long_exclusions_in_any_order(bare) -> None:
     """Operators search ids in ascending order; callers need not sort them."""
     states, mask = make_states()
+    tensor = torch.arange(159, 103, -1).repeat(5, 1)
     for exclude in (
         [list(range(159, 103, -1))] * 5,
-        torch.arange(159, 103, -1).repeat(5, 1),
+        tensor,
         [np.random.default_rng(b).permutation(np.arange(104, 160)) for b in range(5)],
     ):
         recs = bare.decode_states(states, mask, k=10, num_beams=500, exclude=exclude)
         assert recs.counts.tolist() == [4] * 5
         assert recs.items[:, :4].sort().values.tolist() == [[100, 101, 102, 103]] * 5
+    assert tensor[0].tolist() == list(range(159, 103, -1)), "the caller's ids were changed"
 
 
 def test_three_ways_to_decode_agree(model) -> None:
