@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from common import (
     ROOT,
+    OthersCpuShare,
     cpu_name,
     machine_facts,
     parse_count,
@@ -43,7 +44,7 @@ from decode_variants import (
     Variant,
     dtype_name,
 )
-from make_tables import decode_tables, goal_lines
+from make_tables import QUIET, decode_tables, goal_lines
 
 from sidmlp_kernels.testing import Timing, time_interleaved
 from sidmlp_kernels.trie import host_library
@@ -154,11 +155,14 @@ def measure(contest: Contest, point: Point, peers: Sequence[str], effort: Effort
     verified = {v.key: judge.check(v.key, v.results(), v.dtype) for v in variants}
 
     calls = {v.key: v.call for v in variants}
-    cold = time_interleaved(calls, rounds=effort.rounds, warmup=2, max_seconds=effort.max_seconds)
     kernels = {v.key: v.call for v in variants if v.side == "kernel"}
-    warm = time_interleaved(
-        kernels, rounds=effort.warm_rounds, warmup=5, max_seconds=effort.warm_max_seconds
-    )
+    with OthersCpuShare() as others:
+        cold = time_interleaved(
+            calls, rounds=effort.rounds, warmup=2, max_seconds=effort.max_seconds
+        )
+        warm = time_interleaved(
+            kernels, rounds=effort.warm_rounds, warmup=5, max_seconds=effort.warm_max_seconds
+        )
     rows = [variant_row(v, point.batch, cold[v.key], warm.get(v.key)) for v in variants]
     medians = {row["name"]: row["p50_us"] for row in rows if row["side"] == "peer"}
     for row in rows:
@@ -172,7 +176,13 @@ def measure(contest: Contest, point: Point, peers: Sequence[str], effort: Effort
         "children_of_these_beams": judge.walk.logits_per_level,
         "weight_bytes": {dtype_name(d): contest.weight_bytes(d) for d in KERNEL_DTYPES},
     }
-    return {**asdict(point), "k": contest.k, "work": work, "variants": rows}
+    return {
+        **asdict(point),
+        "k": contest.k,
+        "others_cpu_share": others.share,
+        "work": work,
+        "variants": rows,
+    }
 
 
 def variant_row(variant: Variant, batch: int, cold: Timing, warm: Timing | None) -> dict[str, Any]:
@@ -185,6 +195,7 @@ def variant_row(variant: Variant, batch: int, cold: Timing, warm: Timing | None)
         "isa": variant.isa,
         "p50_us": cold.median,
         "p99_us": cold.p99,
+        "min_us": min(cold.samples),
         "samples": len(cold.samples),
         "us_per_request": cold.median / batch,
         "users_per_s": batch / cold.median * 1e6,
@@ -238,8 +249,6 @@ def run(
 ) -> dict[str, Any]:
     """All points, as the JSON object of a report. Raises VerificationError for a wrong result."""
     machine = machine_facts()
-    if machine["load_average"] > 0.25 * machine["cores"]:
-        say(f"load average {machine['load_average']:.2f}: others run here, so times will be noisy")
     points = make_points(values, axes, base)
     results, left_out, catalogues = [], [], {}
     with torch.no_grad():
@@ -271,6 +280,9 @@ def run(
                 )
                 results.append(measure(contest, point, peers, effort))
                 say("    " + "  ".join(_short(row) for row in results[-1]["variants"]))
+                share = results[-1]["others_cpu_share"]
+                if share > QUIET:
+                    say(f"    noisy: others used {share:.0%} of the processor meanwhile")
     setting = {
         "threads": torch.get_num_threads(),
         "sizes": sizes,

@@ -82,6 +82,37 @@ def system_memory(field: str) -> int:
     return int(match[1]) * 1024
 
 
+class OthersCpuShare:
+    """How much of the processor others used meanwhile: 0 on a quiet machine, 1 = all of it.
+
+        with OthersCpuShare() as others:
+            ...
+        others.share
+
+    Counts stolen time of a virtual machine as others', and so children that still run.
+    """
+
+    def __enter__(self) -> OthersCpuShare:
+        self._begin = self._seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        total, busy, own = (
+            end - begin for begin, end in zip(self._begin, self._seconds(), strict=True)
+        )
+        # Ticks are coarse: a short stretch may seem to have used less than this process alone.
+        self.share = min(1.0, max(0.0, busy - own) / total) if total > 0 else 0.0
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float]:
+        """CPU seconds since boot: of all kinds, not idle, and of this process."""
+        first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        user, nice, system, idle, waiting, irq, softirq, steal = map(int, first[1:9])
+        busy = user + nice + system + irq + softirq + steal
+        per_second = os.sysconf("SC_CLK_TCK")
+        return (busy + idle + waiting) / per_second, busy / per_second, sum(os.times()[:4])
+
+
 def commit() -> str:
     """The commit that is measured, marked when the tree differs from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]

@@ -36,6 +36,9 @@ OPENING = re.compile(r"<!-- table:[^>]*-->")
 
 KERNEL = "recommender-float32"
 
+# Above this share of the processor used by others, a point's times are called noisy.
+QUIET = 0.05
+
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A table whose first `left` columns are text and the others numbers."""
@@ -52,6 +55,9 @@ def caption(report: Report) -> str:
     else:
         facts.append(machine["compiler"])
     facts.append(f"commit {machine['commit']}")
+    others = max((point.get("others_cpu_share", 0.0) for point in report["results"]), default=0.0)
+    if others > QUIET:
+        facts.append(f"**noisy: others used up to {others:.0%} of the processor**")
     if setting.get("quick"):
         facts.append("**a quick try-out, not a measurement**")
     return f"<sub>{', '.join(facts)}</sub>"
