@@ -163,7 +163,7 @@ def test_everything_ties(backend: str, device: torch.device, normalisation: str)
 
 
 def test_negative_zero_counts_as_zero(backend: str, device: torch.device) -> None:
-    """Weight -1 makes the best child of each beam score -0: it ties with nothing but itself."""
+    """0 times a negative weight is -0: it must not come out, nor rank below a sum that is +0."""
     settings = with_settings(2, num_beams=12, level_weights=(-1.0, 1.0))
     problem, context = make_grid_problem(full_tree((6, 6)), (6, 6), settings=settings, k=12)
     got = kernel(problem, context, backend, device)

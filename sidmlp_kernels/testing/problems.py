@@ -17,6 +17,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from sidmlp_kernels import backends
 from sidmlp_kernels.catalogue import Catalogue
 from sidmlp_kernels.packing import PackedWeights, pack
 from sidmlp_kernels.plan import DecodePlan, make_plan
@@ -95,13 +96,21 @@ class Problem:
         dense: Sequence[bool] | None = None,
     ) -> DecodePlan:
         """How `backend` decodes this problem. `dense` overrides the plan's choice level by level
-        (it may, since that never changes a bit of the answer)."""
+        (it may, since that never changes a bit of the answer). Raises ValueError with the reason
+        where the backend cannot run here."""
+        beams = self.settings.num_beams
+        reason = backends.why_not(backend, self.spec, dtype=dtype, num_beams=beams)
+        if reason:
+            raise ValueError(
+                f"backend: expected one that runs this problem, got {backend} ({reason}); skip the "
+                "test or benchmark with that reason"
+            )
         plan = make_plan(
             self.packed(dtype).to(device),
             self.catalogue.snapshot(),
             backend,
             k=self.k,
-            num_beams=self.settings.num_beams,
+            num_beams=beams,
             temperatures=self.settings.temperatures,
             level_weights=self.settings.level_weights,
             normalisation=self.settings.normalisation,
