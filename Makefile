@@ -17,21 +17,24 @@ ifdef SYSTEM
 PY := $(PYTHON)
 export PYTHONPATH := $(CURDIR):$(CURDIR)/python:$(PYTHONPATH)
 BUILT := build/.built-in-place
+TEST :=
 LINT :=
 else
 PY := .venv/bin/python
 BUILT := .venv/.built
+TEST := .venv/.test
 LINT := .venv/.lint
+PIP := $(PY) -m pip install -q --disable-pip-version-check --no-compile $(PIP_ARGS)
 endif
 
 .PHONY: demo test lint format benchmark clean
 demo: $(BUILT)
 	$(PY) -m sidmlp demo $(ARGS)
 
-test: $(BUILT)
+test: $(BUILT) $(TEST)
 	$(PY) -m pytest $(ARGS)
 
-lint: $(BUILT) $(LINT)
+lint: $(BUILT) $(TEST) $(LINT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(PY) -m clang_format --dry-run --Werror
@@ -43,7 +46,7 @@ format: $(BUILT) $(LINT)
 	$(PY) -m ruff format .
 	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(PY) -m clang_format -i
 
-benchmark: $(BUILT)
+benchmark: $(BUILT) $(TEST)
 	$(PY) benchmarks/bench_decode.py $(ARGS)
 
 # ---- from nothing to a built tree ----
@@ -64,16 +67,20 @@ endef
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "sidmlp_kernels needs Python's venv module; install it (Debian: apt install python3-venv)."; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install -q --disable-pip-version-check $(PIP_ARGS) '$(TORCH)' 'setuptools>=77' wheel pybind11 cmake ninja numpy
+	$(PIP) '$(TORCH)' 'setuptools>=77' wheel pybind11 cmake ninja numpy
 	touch $@
 
 .venv/.built: .venv/.packages $(SOURCES)
 	$(call check_machine,1)
-	$(PY) -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-build-isolation -e '.[train,test,benchmark]'
+	$(PIP) --no-build-isolation -e '.[train]'
+	touch $@
+
+.venv/.test: .venv/.built
+	$(PIP) --no-build-isolation -e '.[test,benchmark]'
 	touch $@
 
 .venv/.lint: .venv/.built
-	$(PY) -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-build-isolation -e '.[lint]'
+	$(PIP) --no-build-isolation -e '.[lint]'
 	touch $@
 
 build/.built-in-place: $(SOURCES)
