@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sidmlp.cli import COMMANDS, main
 from sidmlp.cli.run_directory import PARENTS, RunDirectory
+from sidmlp.data import load_table
 
 TEACHER_SIZES = ["--dim", "16", "--layers", "1", "--heads", "2", "--head-dim", "8", "--ffn", "16"]
 TEACHER = [*TEACHER_SIZES, "--epochs", "2", "--batch-size", "32"]
@@ -146,6 +148,55 @@ class TestSteps:
         assert main(["data", *where, "--arrays", str(tmp_path)]) == 0
         assert main(["tokenize", *where, "--semantic-ids", str(tmp_path), "grid"]) == 0
         assert np.array_equal(np.load(tmp_path / "run" / "codes.npy"), codes)
+
+
+class TestDemo:
+    def test_prints_people_quality_and_speed(self, tmp_path, capsys, monkeypatch):
+        import sidmlp.data
+        from sidmlp.cli import demo
+
+        data = load_table(table(tmp_path / "events.csv"))
+        monkeypatch.setattr(sidmlp.data, "load_movielens", lambda cache, wheel: data)
+        monkeypatch.setattr(demo, "TOKENIZE", "--codes 4,4 --dim 4 --max-items 5")
+        monkeypatch.setattr(demo, "TEACHER", " ".join(TEACHER))
+        monkeypatch.setattr(demo, "STUDENT", " ".join(STUDENT))
+        where = str(tmp_path / "run")
+        assert main(["demo", "--run", where, "--batch", "4", "--compile-limit", "1"]) == 0
+        text = capsys.readouterr().out
+        assert text.count("saw last: Film") == 3
+        assert "not compiled within 1 s" in text
+        assert "Parity: 100.00%" in text
+        found = json.loads((tmp_path / "run" / "demo.json").read_text())
+        assert list(found["quality"]) == ["popularity", "teacher", "reference", "kernel"]
+        speed = found["speed"]
+        assert speed["agreeing"] == 1
+        assert speed["largest_score_difference"] < 1e-4
+        assert speed["compiled_us"] is None
+        assert 0 < speed["kernel_us"] < speed["eager_us"]
+
+    def test_a_failed_compilation_says_why(self, tmp_path):
+        from sidmlp.cli.timing import compiled_microseconds
+
+        taken, note = compiled_microseconds(RunDirectory(tmp_path), 4, 60)
+        assert taken is None
+        assert "torch.compile failed" in note
+        assert "sidmlp data" in note
+
+    def test_parity_counts_items_and_compares_scores_of_the_same(self):
+        from sidmlp.beam import Decoded
+        from sidmlp.cli.timing import Parity
+
+        reference = Decoded(
+            items=torch.tensor([[5, 6, -1], [7, 8, 9]]),
+            scores=torch.tensor([[-1.0, -2.0, -torch.inf], [-1.0, -2.0, -3.0]]),
+            codes=torch.zeros(2, 3, 1, dtype=torch.int32),
+            counts=torch.tensor([2, 3]),
+        )
+        items = torch.tensor([[6, 5, -1], [7, 8, 4]])
+        scores = torch.tensor([[-2.0, -1.25, -torch.inf], [-1.0, -2.5, -9.0]])
+        parity = Parity.of(reference, items, scores)
+        assert parity.agreeing == pytest.approx(4 / 5)
+        assert parity.largest_difference == pytest.approx(0.5)
 
 
 class TestMistakes:

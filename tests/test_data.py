@@ -74,9 +74,10 @@ class TestInteractions:
         )
         assert data.find("6") == 1
         assert data.find("alien (1979)") == 0
+        assert data.find("alien") == 0
         assert data.find("heat") == 2
         with pytest.raises(ValueError, match="matches 2 items"):
-            data.find("alien")
+            data.find("lien")
         with pytest.raises(ValueError, match="no item"):
             data.find("99")
 

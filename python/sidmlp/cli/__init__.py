@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sidmlp {command}: {error.strerror}: {error.filename}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nsidmlp {command}: stopped; the same command continues", file=sys.stderr)
+        print(f"\nsidmlp {command}: stopped; run the same command again", file=sys.stderr)
         return 130
     return 0
 

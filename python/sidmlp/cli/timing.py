@@ -89,7 +89,7 @@ def compiled_microseconds(
         return None, f"not compiled within {limit_s:.0f} s"
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        return None, f"torch.compile failed: {lines[-1][:80]}"
+        return None, f"torch.compile failed: {lines[-1][:200]}"
     answer = json.loads(done.stdout.splitlines()[-1])
     return answer["microseconds"], f"after {answer['compile_s']:.0f} s of compiling"
 

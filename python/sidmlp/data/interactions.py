@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from .files import read_json, write_atomically, write_json
+
+YEAR = re.compile(r" \(\d{4}\)$")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Interactions:
     def find(self, query: str) -> int:
         """Dense index of the item with this id, key or title (any case; a unique part is enough).
 
-        A whole number is an id, never a title, where the data's own keys are numbers.
+        A whole number is an id, never a title, where the data's own keys are numbers. A year in
+        brackets at the end of a title may be left out.
         Raises ValueError when nothing or more than one item matches.
         """
         text = query.strip()
@@ -97,7 +101,9 @@ class Interactions:
         for texts in (self.item_names, self.titles):
             if texts is None:
                 continue
-            exact = [i for i, candidate in enumerate(texts) if candidate.lower() == lowered]
+            whole = [YEAR.sub("", text.lower()) for text in texts]
+            exact = [i for i, text in enumerate(texts) if text.lower() == lowered]
+            exact = exact or [i for i, text in enumerate(whole) if text == lowered]
             if len(exact) == 1:
                 return exact[0]
             parts = exact or [i for i, name in enumerate(texts) if lowered in name.lower()]
