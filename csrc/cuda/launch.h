@@ -1,0 +1,83 @@
+// The CUDA backend as the rest of the library sees it: no torch, no device code.
+//
+// An operation is prepared on the host (which array lies where, how many blocks, how much
+// workspace), the caller allocates the workspace, and one launch does everything:
+//
+//     BeamDecode op;  ... fill op.problem ...;  prepare(op);  launch(op, workspace, stream);
+//
+// One thread block computes one request at a time, so a request's arithmetic never depends on the
+// batch. Both functions belong to the current device, never synchronise, and may be called while a
+// stream is captured. A problem with batch 0 must not be launched.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/layout.h"
+#include "sidmlp/views.h"
+
+namespace sidmlp::cuda {
+
+struct BeamDecodeProblem {
+  int64_t batch;
+  const float* context;  // [batch, D], or nullptr: computed from `states` with `readout`
+  ReadoutView readout;   // only read without `context`; its dtype is that of `heads`
+  StatesView states;     // likewise
+  HeadsView heads;
+  TrieView trie;
+  DecodeConfig config;
+  ExcludeView exclude;
+  int64_t num_excluded;  // length of exclude.ids; offsets are clamped to it
+  ResultView result;
+};
+
+struct ContextReadoutProblem {
+  int64_t batch;
+  ReadoutView readout;
+  StatesView states;
+  float* context;  // [batch, D], result
+};
+
+struct LevelLogitsProblem {
+  int64_t rows;
+  int level;  // index, 0-based
+  HeadsView heads;
+  const float* context;         // [rows, D]
+  const int32_t* prefix_codes;  // [rows, level]; a row with a code out of range gets NaN
+  float* logits;                // [rows, C of the level], result
+};
+
+struct LaunchShape {
+  int grid;                 // thread blocks; each takes every grid-th request
+  int64_t workspace_bytes;  // global memory that the launch needs, 16-byte aligned; 0: none
+};
+
+struct BeamDecode {
+  BeamDecodeProblem problem;
+  BeamDecodeLayout layout;
+  LaunchShape shape;
+};
+
+struct ContextReadout {
+  ContextReadoutProblem problem;
+  ContextReadoutLayout layout;
+  LaunchShape shape;
+};
+
+struct LevelLogits {
+  LevelLogitsProblem problem;
+  LevelLogitsLayout layout;
+  LaunchShape shape;
+};
+
+// From op.problem, the other two fields.
+cudaError_t prepare(BeamDecode& op);
+cudaError_t prepare(ContextReadout& op);
+cudaError_t prepare(LevelLogits& op);
+
+cudaError_t launch(const BeamDecode& op, void* workspace, cudaStream_t stream);
+cudaError_t launch(const ContextReadout& op, void* workspace, cudaStream_t stream);
+cudaError_t launch(const LevelLogits& op, void* workspace, cudaStream_t stream);
+
+}  // namespace sidmlp::cuda
