@@ -28,6 +28,7 @@ inline Vec vec_sub(Vec a, Vec b) { SIDMLP_LANES(a.lane[i] - b.lane[i]); }
 inline Vec vec_mul(Vec a, Vec b) { SIDMLP_LANES(a.lane[i] * b.lane[i]); }
 inline Vec vec_div(Vec a, Vec b) { SIDMLP_LANES(a.lane[i] / b.lane[i]); }
 inline Vec vec_fma(Vec a, Vec b, Vec c) { SIDMLP_LANES(a.lane[i] * b.lane[i] + c.lane[i]); }
+inline Vec vec_min(Vec a, Vec b) { SIDMLP_LANES(a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]); }
 inline Vec vec_max(Vec a, Vec b) { SIDMLP_LANES(a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]); }
 inline Vec vec_abs(Vec a) { SIDMLP_LANES(a.lane[i] < 0 ? -a.lane[i] : a.lane[i]); }
 // x >= 0 ? a : b, lane by lane
