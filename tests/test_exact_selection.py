@@ -58,10 +58,13 @@ def kernel(
 
 @st.composite
 def grid_problems(draw: st.DrawFn) -> tuple[Problem, torch.Tensor]:
-    """Any catalogue of 1..60 items on 1..8 levels, any settings."""
+    """Any catalogue of 1..60 or 1,000 items on 1..8 levels, any settings.
+
+    A thousand is enough for a selector to fill up and cut in the middle of a level.
+    """
     levels = draw(st.integers(1, 8))
     sizes = draw(st.lists(st.integers(1, 12), min_size=levels, max_size=levels))
-    items = draw(st.integers(1, 60))
+    items = draw(st.one_of(st.integers(1, 60), st.just(1000)))
     seed = draw(st.integers(0, 2**20))
     generator = torch.Generator().manual_seed(seed)
     codes = torch.stack([torch.randint(0, c, (items,), generator=generator) for c in sizes], 1)
@@ -72,7 +75,7 @@ def grid_problems(draw: st.DrawFn) -> tuple[Problem, torch.Tensor]:
         num_beams=num_beams,
         normalisation=draw(st.sampled_from(("children", "codebook"))),
     )
-    excluded = st.lists(st.integers(0, items + 3), max_size=items)
+    excluded = st.lists(st.integers(0, items + 3), max_size=60)
     return make_grid_problem(
         codes,
         sizes,
@@ -110,8 +113,7 @@ def test_any_catalogue_and_settings(
 
 def full_tree(sizes: tuple[int, ...], repeats: int = 1) -> torch.Tensor:
     """Every combination of codes, `repeats` items on each."""
-    grids = torch.meshgrid(*(torch.arange(c) for c in sizes), indexing="ij")
-    return torch.stack([grid.flatten() for grid in grids], 1).repeat(repeats, 1)
+    return torch.cartesian_prod(*map(torch.arange, sizes)).repeat(repeats, 1)
 
 
 def with_settings(levels: int, **changes: Any) -> DecodeSpec:
@@ -131,6 +133,22 @@ def test_full_tree(backend: str, device: torch.device, num_beams: int, normalisa
     if num_beams >= 50:
         assert int((scores[:, 1:] == scores[:, :-1]).sum()) > 5 * num_beams // 2, "ties are rare"
     assert_results_equal(kernel(problem, context, backend, device), wanted, where=problem)
+
+
+@pytest.mark.parametrize("signs", ["+-+", "++-", "---", "-+-", "0-+"])
+@pytest.mark.parametrize("num_beams", [3, 20, 60])
+def test_negative_weights_switch_the_bound_off(
+    backend: str, device: torch.device, num_beams: int, signs: str
+) -> None:
+    """A child may score above its parent then: no beam may be left out early."""
+    weights = tuple({"+": 1.0, "-": -1.0, "0": 0.0}[sign] for sign in signs)
+    settings = with_settings(3, num_beams=num_beams, level_weights=weights)
+    codes = full_tree((30, 31, 9))
+    problem, context = make_grid_problem(
+        codes, (30, 31, 9), settings=settings, k=num_beams, batch=5
+    )
+    got = kernel(problem, context, backend, device)
+    assert_results_equal(got, reference(problem, context), where=f"{signs}; {problem}")
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -153,14 +153,17 @@ class TestNonFinite:
 
     @pytest.mark.parametrize("level", [0, 1, 2])
     @pytest.mark.parametrize("dense", [False, True])
-    def test_logits(self, backend: str, device: torch.device, level: int, dense: bool) -> None:
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_logits(
+        self, backend: str, device: torch.device, level: int, dense: bool, sign: int
+    ) -> None:
         """One row of an output layer overflows: whoever's softmax reads it has no answer."""
         codes = make_codes((4, 5, 6), 400, torch.Generator().manual_seed(0))
         problem = make_problem((4, 5, 6), codes=codes, num_beams=200, seed=5, batch=9)
         weights = dict(problem.weights)
         name = f"heads.{level}.output.weight"
         weights[name] = weights[name].clone()
-        weights[name][0] = FLOAT32_MAX * weights[name][0].sign()
+        weights[name][0] = sign * FLOAT32_MAX
         broken = problem.replace(weights=weights)
         plan = broken.plan(backend, device=device, dense=[dense] * 3)
         results = run(broken, plan)
@@ -211,7 +214,8 @@ class TestBarredItems:
 
     def test_a_barred_leaf_is_no_candidate(self, backend: str, device: torch.device) -> None:
         """The cut at the last level holds num_beams leaves that may be recommended."""
-        problem = make_problem((6, 5, 4), num_items=200, num_beams=8, seed=9)
+        codes = torch.cartesian_prod(*map(torch.arange, (6, 5, 4)))
+        problem = make_problem((6, 5, 4), codes=codes, num_beams=8, seed=9)
         best = reference_decode(problem).items[:, :5]
         hidden = problem.replace(exclude=tuple(tuple(row) for row in best.tolist()))
         result = decode(problem.plan(backend, device=device), hidden)
@@ -251,8 +255,7 @@ class TestBarredItems:
 
 @pytest.mark.parametrize("num_beams", [61, 512, 60_000])
 def test_more_beams_than_leaves(backend: str, device: torch.device, num_beams: int) -> None:
-    codes = torch.stack(torch.meshgrid(*map(torch.arange, (3, 4, 5)), indexing="ij"), -1)
-    codes = codes.reshape(60, 3)
+    codes = torch.cartesian_prod(*map(torch.arange, (3, 4, 5)))
     problem = make_problem((3, 4, 5), codes=codes, num_beams=num_beams, k=61, seed=12)
     result = decode(problem.plan(backend, device=device), problem)
     assert result.counts.tolist() == [60] * 4
