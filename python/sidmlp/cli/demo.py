@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 TOKENIZE = "--codes 64,64 --max-items 10"
 TEACHER = (
     "--dim 64 --layers 2 --heads 2 --head-dim 32 --ffn 256 --targets-per-history 8 "
-    "--dropout 0 --epochs 6 --examples-per-epoch 12000 --batch-size 64 --lr 2e-3 --warmup 50"
+    "--dropout 0 --epochs 4 --examples-per-epoch 12000 --batch-size 64 --lr 2e-3 --warmup 50"
 )
 STUDENT = (
-    "--hidden 256 --epochs 6 --max-examples 30000 --batch-size 256 --lr 2e-3 --warmup 50 "
-    "--alpha 0.9 --validate-every 2"
+    "--hidden 256 --dropout 0.1 --epochs 4 --max-examples 20000 --batch-size 256 --lr 2e-3 "
+    "--warmup 50 --alpha 0.9 --validate-every 2"
 )
 METHODS = {
     "popularity": "popularity",
