@@ -26,6 +26,8 @@ _MAX_WIDTH = 1 << 20
 _MAX_BLOCKS = 64
 _MAX_BEAMS = 1 << 16
 
+_CUDA_CAPABILITY = (9, 0)  # CMakeLists.txt builds sm_90a only
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -82,8 +84,26 @@ def _cpu_why_not(sizes: Sizes) -> str:
     return library.load("cpu") or _operators_why_not(sizes)
 
 
+def _cuda_why_not(sizes: Sizes) -> str:
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    reason = library.load("cuda")
+    if reason:
+        return reason
+    capability = torch.cuda.get_device_capability()
+    if capability != _CUDA_CAPABILITY:
+        return (
+            f"it is built for compute capability {_CUDA_CAPABILITY[0]}.{_CUDA_CAPABILITY[1]} "
+            f"(H100, H200), {torch.cuda.get_device_name()} has {capability[0]}.{capability[1]}"
+        )
+    return _operators_why_not(sizes)
+
+
 # In the order of preference of "auto".
-BACKENDS = (Backend("cpu", "cpu", torch.float32, _cpu_why_not),)
+BACKENDS = (
+    Backend("cuda", "cuda", torch.float32, _cuda_why_not),
+    Backend("cpu", "cpu", torch.float32, _cpu_why_not),
+)
 
 
 def available_backends() -> tuple[str, ...]:

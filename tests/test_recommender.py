@@ -609,7 +609,7 @@ def test_wrong_batches_and_encoder_results(model) -> None:
         ({"dtype": torch.float64}, "dtype: expected"),
         ({"dtype": torch.int32}, "dtype: expected"),
         ({"dtype": None}, "dtype: expected"),
-        ({"backend": "tpu"}, "backend: expected 'cpu'.* got 'tpu'"),
+        ({"backend": "tpu"}, "backend: expected .*'cpu'.* got 'tpu'"),
         ({"backend": None}, "backend: expected"),
         ({"device": "gpu"}, "device: expected 'auto', 'cpu', 'cuda'"),
         ({"device": 3.5}, "device: expected"),
@@ -664,7 +664,7 @@ def test_backends_give_reasons() -> None:
     assert sk.why_not("cpu", SPEC, dtype="bfloat16", num_beams=512) == ""
     wide = dataclasses.replace(SPEC, hidden_dim=2**21)
     assert sk.why_not("cpu", wide) == "hidden_dim: expected at most 1048576, got 2097152"
-    with pytest.raises(ValueError, match="backend: expected 'cpu'"):
+    with pytest.raises(ValueError, match="backend: expected .*'cpu'"):
         sk.why_not("tpu")
 
 
