@@ -99,7 +99,7 @@ class Contest:
         self.spec = problem.spec
         self.states, self.mask = problem.states, problem.mask
         self.statistics = problem.catalogue.snapshot().statistics()
-        self._catalogue = problem.catalogue
+        self.student, self.catalogue = problem.student, problem.catalogue
         self._packed = {dtype: pack(problem.student, dtype) for dtype in KERNEL_DTYPES}
         self._models = {
             dtype: Recommender(problem.student, problem.catalogue, device="cpu", dtype=dtype)
@@ -168,7 +168,7 @@ class Contest:
         levels = self.spec.num_levels
         plan = make_plan(
             self._packed[dtype],
-            self._catalogue.snapshot(),
+            self.catalogue.snapshot(),
             "cpu",
             k=self.k,
             num_beams=num_beams,

@@ -150,9 +150,9 @@ def resolve(
         if reason:
             reasons.append(f"{backend.name}: {reason}")
             continue
-        choice = Choice(
-            backend, wanted or torch.device(backend.device_type), number or backend.auto_dtype
-        )
+        runs_on = wanted or parse_device(backend.device_type)
+        assert runs_on is not None  # only "auto" parses to None
+        choice = Choice(backend, runs_on, number or backend.auto_dtype)
         if name == "auto":
             _log_once(choice.backend.name, choice.device, choice.dtype)
         return choice

@@ -171,7 +171,8 @@ def test_everything_ties(backend: str, device: torch.device, normalisation: str)
     codes = full_tree((4, 5, 3))
     shuffled = codes[torch.randperm(60, generator=torch.Generator().manual_seed(1))]
     problem, context = make_grid_problem(shuffled, (4, 5, 3), settings=settings, k=30)
-    items, scores, found, counts = kernel(problem, context, backend, device)
+    results = kernel(problem, context, backend, device)
+    items, scores, found, counts = (tensor.cpu() for tensor in results)
     assert counts.tolist() == [30] * 3
     assert not scores.any()
     assert not scores.signbit().any(), "-0 must count, and come out, as +0"

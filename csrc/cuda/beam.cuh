@@ -126,7 +126,7 @@ struct BeamSearch {
 
   // Of one thread; needs room for one key.
   __device__ void offer(int level, float score, int rank, int ordinal) const {
-    if (score != score) {
+    if (!isfinite(score)) {
       state.finite = 0;
       return;
     }
