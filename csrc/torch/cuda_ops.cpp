@@ -85,6 +85,9 @@ Results decode(cuda::BeamDecode& op, const Sizes& s, const Tensors& heads, const
   cuda::BeamDecodeProblem& problem = op.problem;
   const int64_t batch = problem.batch;
   problem.heads = heads_view(s, heads, layer_norm_eps, place);
+  STD_TORCH_CHECK(
+      problem.context != nullptr || batch == 0 || problem.heads.dtype == problem.readout.dtype,
+      "heads: expected matrices of the readout's dtype, got another; pack both at once");
   check_aligned(heads, "heads");
   problem.trie = trie_view(s, catalogue, place);
   problem.config =
@@ -134,9 +137,6 @@ Results decode_states(Tensor states, Tensor mask, Tensors readout, Tensors heads
   op.problem.readout = readout_view(s, readout, layer_norm_eps, place);
   check_aligned(readout, "readout");
   check_readout_widths(s);
-  STD_TORCH_CHECK(
-      !heads.empty() && readout[0].scalar_type() == heads[0].scalar_type(),
-      "heads: expected matrices of the readout's dtype, got another; pack both at once");
   return decode(op, s, heads, catalogue, exclude_ids, exclude_offsets, layer_norm_eps, k, num_beams,
                 codebook, temperatures, level_weights, level_modes, place, "decode_states");
 }
