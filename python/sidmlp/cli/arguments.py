@@ -61,6 +61,12 @@ def add_training_arguments(
     )
     add("--seed", type=int, default=0, help="start of all random numbers")
     add(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="CPU threads; small models are fastest with 1 (default: PyTorch's choice)",
+    )
+    add(
         "--restart",
         action="store_true",
         help="forget earlier progress; without this an interrupted training continues",

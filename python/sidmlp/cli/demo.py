@@ -19,16 +19,18 @@ from .run_directory import RunDirectory
 if TYPE_CHECKING:
     from sidmlp.data import Interactions
 
-# Sized for two minutes on two cores. People rate many films in one sitting, in no meaningful
-# order, so each history predicts several following films: far more is learnt per second.
+# Sized for two minutes on two cores. Matrices this small gain nothing from a second thread, and
+# lose a lot when something else runs on its core. People rate many films in one sitting, in no
+# meaningful order, so each history predicts several following films: more is learnt per second.
 TOKENIZE = "--codes 64,64 --max-items 10"
 TEACHER = (
     "--dim 64 --layers 2 --heads 2 --head-dim 32 --ffn 256 --targets-per-history 8 "
-    "--dropout 0 --epochs 4 --examples-per-epoch 12000 --batch-size 64 --lr 2e-3 --warmup 50"
+    "--threads 1 --dropout 0 --epochs 4 --examples-per-epoch 12000 --batch-size 64 --lr 2e-3 "
+    "--warmup 50"
 )
 STUDENT = (
     "--hidden 256 --dropout 0.1 --epochs 4 --max-examples 20000 --batch-size 256 --lr 2e-3 "
-    "--warmup 50 --alpha 0.9 --validate-every 2"
+    "--threads 1 --warmup 50 --alpha 0.9 --validate-every 2"
 )
 METHODS = {
     "popularity": "popularity",
@@ -153,6 +155,7 @@ def _print_speed(
 
     from .timing import NUM_BEAMS, K, Parity, Problem, compiled_microseconds, microseconds
 
+    torch.set_num_threads(1)
     problem = Problem.of(directory, batch)
     arguments = (problem.states, problem.mask)
     found = model.decode_states(*arguments, k=K, num_beams=NUM_BEAMS)
@@ -171,10 +174,9 @@ def _print_speed(
         row("PyTorch reference, torch.compile", compiled, note),
         row(f"sidmlp_kernels, {model.backend}", kernel),
     ]
-    threads = torch.get_num_threads()
     print(
         f"\n# Student decode, encoder states to {K} items: {NUM_BEAMS} beams, "
-        f"{batch} requests a call, {threads} threads"
+        f"{batch} requests a call, one thread each"
     )
     print(format_table(("", "us per request", "speed", ""), rows))
     print(
@@ -183,7 +185,7 @@ def _print_speed(
     )
     return {
         "batch": batch,
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "eager_us": eager,
         "compiled_us": compiled,
         "compiled_note": note,

@@ -60,8 +60,9 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.distill import DistillOptions, distill, make_student
 
     from .artifacts import load_codes, load_data, load_teacher, save_student
-    from .loop_options import loop_options, summary
+    from .loop_options import loop_options, set_threads, summary
 
+    set_threads(options.threads)
     directory = RunDirectory(options.run)
     record = directory.require("train-teacher")
     data, (codes, _) = load_data(directory), load_codes(directory)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import torch
+
 from sidmlp.training import LoopOptions, TrainingResult
 
 
@@ -21,6 +23,12 @@ def loop_options(options: argparse.Namespace) -> LoopOptions:
         patience=options.patience,
         seed=options.seed,
     )
+
+
+def set_threads(threads: int | None) -> None:
+    """Limits PyTorch to that many CPU threads, if a number is given."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def summary(result: TrainingResult) -> dict[str, Any]:

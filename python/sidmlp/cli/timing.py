@@ -82,7 +82,8 @@ def compiled_microseconds(
     directory: RunDirectory, batch: int, limit_s: float
 ) -> tuple[float | None, str]:
     """``torch.compile`` of the reference: its time per request or None, and a note why."""
-    command = [sys.executable, "-m", "sidmlp.cli.timing", str(directory.path), str(batch)]
+    arguments = [str(directory.path), str(batch), str(torch.get_num_threads())]
+    command = [sys.executable, "-m", "sidmlp.cli.timing", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
@@ -117,7 +118,8 @@ class Parity:
         )
 
 
-def _main(run: str, batch: str) -> None:
+def _main(run: str, batch: str, threads: str) -> None:
+    torch.set_num_threads(int(threads))
     seed_everything(0)
     problem = Problem.of(RunDirectory(Path(run)), int(batch))
     compiled = torch.compile(problem.reference(exact_ties=False))

@@ -46,8 +46,9 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.training import seed_everything
 
     from .artifacts import load_codes, load_data, save_teacher
-    from .loop_options import loop_options, summary
+    from .loop_options import loop_options, set_threads, summary
 
+    set_threads(options.threads)
     directory = RunDirectory(options.run)
     record = directory.require("tokenize")
     data, (codes, tokens) = load_data(directory), load_codes(directory)
