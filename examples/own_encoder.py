@@ -30,7 +30,7 @@ table = torch.nn.Embedding(tokens.vocab_size, spec.dim)
 
 
 def encoder(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return table(ids).detach()
+    return table(ids.cpu()).to(ids.device).detach()
 
 
 model = sk.Recommender(student, catalogue, encoder=encoder, tokens=tokens)

@@ -37,8 +37,8 @@ catalogue = sk.Catalogue.from_codes(
 with tempfile.TemporaryDirectory() as directory:
     sk.Recommender(student, catalogue).save_pretrained(f"{directory}/my-student")
     model = sk.load(f"{directory}/my-student")
-states = torch.randn(2, 12, 64)
-mask = torch.ones(2, 12, dtype=torch.bool)
+states = torch.randn(2, 12, 64, device=model.device)
+mask = torch.ones(2, 12, dtype=torch.bool, device=model.device)
 recs = model.decode_states(states, mask, k=5, num_beams=20, exclude=[[5003, 5007], None])
 
 for request in range(2):

@@ -29,7 +29,8 @@ tuesday = sk.Catalogue.from_codes(
     rng.integers(0, 16, (500, 3)), item_ids=np.arange(500, 1000), codes_per_level=[16] * 3
 )
 model = sk.Recommender(student, monday)
-states, mask = torch.randn(8, 10, 32), torch.ones(8, 10, dtype=torch.bool)
+states = torch.randn(8, 10, 32, device=model.device)
+mask = torch.ones(8, 10, dtype=torch.bool, device=model.device)
 
 answers: list[tuple[int, int, int]] = []
 stop = threading.Event()

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +70,15 @@ def make_states(batch: int = 5, tokens: int = 6, seed: int = 1) -> tuple[Tensor,
     states = torch.randn(batch, tokens, SPEC.dim, generator=generator)
     mask = torch.rand(batch, tokens, generator=generator) < 0.7
     return states, mask
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cpu_only() -> Iterator[None]:
+    """Also where there is a GPU: the kernels of every backend are tested by test_kernel_*.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        cpu = tuple(backend for backend in backends.BACKENDS if backend.name == "cpu")
+        patch.setattr(backends, "BACKENDS", cpu)
+        yield
 
 
 @pytest.fixture(scope="module")

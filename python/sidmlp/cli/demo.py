@@ -90,7 +90,8 @@ def run(options: argparse.Namespace) -> None:
     for command, arguments in steps.items():
         _step([command, "--run", str(options.run), *arguments])
 
-    model = sidmlp_kernels.load(directory.checkpoint)
+    # The table compares like with like: everything in it runs on the CPU.
+    model = sidmlp_kernels.load(directory.checkpoint, device="cpu")
     print(f"\n# loaded {directory.checkpoint} on backend {model.backend!r}")
     _print_people(model, load_data(directory), options.users)
     quality = _print_quality(directory)
