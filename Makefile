@@ -48,6 +48,9 @@ format: $(BUILT) $(LINT)
 
 benchmark: $(BUILT) $(TEST)
 	$(PY) benchmarks/bench_decode.py $(ARGS)
+	$(PY) benchmarks/bench_catalogue.py
+	$(PY) benchmarks/plot_results.py
+	$(PY) benchmarks/make_tables.py --update README.md
 
 # ---- from nothing to a built tree ----
 # One clear sentence where the machine lacks something, before minutes are spent on installing.
@@ -63,7 +66,7 @@ define check_machine
 endef
 
 .venv/.packages: pyproject.toml
-	$(call check_machine,4)
+	$(call check_machine,8)
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "sidmlp_kernels needs Python's venv module; install it (Debian: apt install python3-venv)."; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv .venv

@@ -47,7 +47,7 @@ class CMakeBuild(build_ext):
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         try:
             subprocess.check_call(["cmake", "-S", ROOT, "-B", build, *generator, *options])
-            subprocess.check_call(["cmake", "--build", build, "--parallel"])
+            subprocess.check_call(["cmake", "--build", build, "--parallel", str(os.cpu_count())])
         except subprocess.CalledProcessError as error:
             sys.exit(f"sidmlp_kernels: the C++ build failed (see above); command: {error.cmd}")
 
@@ -58,7 +58,7 @@ setup(
         *find_packages("python"),
     ],
     package_dir={"sidmlp": "python/sidmlp"},
-    package_data={"sidmlp_kernels": ["py.typed", "_lib/*.so"], "sidmlp": ["py.typed"]},
+    package_data={"sidmlp_kernels": ["py.typed"], "sidmlp": ["py.typed"]},
     ext_modules=[Extension("sidmlp_kernels._lib._host", [])],  # CMake builds it
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -96,6 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--commit", help="what is measured, where the tree is no git checkout")
     args = parser.parse_args()
     reason = why_not("cuda")
     if reason:
@@ -113,6 +114,8 @@ def main() -> int:
             results.append(measure(contest, models, batch))
             print(batch, {n: round(v["p50_us"], 1) for n, v in results[-1]["variants"].items()})
     machine = machine_facts()
+    if args.commit:
+        machine["commit"] = args.commit
     report = {
         "kind": "decode-cuda",
         "machine": machine,

@@ -222,7 +222,7 @@ def dense_mflop(spec: StudentSpec, tokens: int, num_beams: int) -> float:
 
 
 def kernel_mflop(spec: StudentSpec, tokens: int, walk: Walk) -> float:
-    """The same in the kernel (DESIGN.md section 2): no keys, no first layer, children only.
+    """The same in the kernel (docs/kernels.md): no keys, no first layer, children only.
 
     An upper bound: it leaves out the beams that the bound on scores skips.
     """

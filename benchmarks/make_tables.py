@@ -49,11 +49,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 def caption(report: Report) -> str:
     """Where and how the numbers were measured, as one line below a table."""
     machine, setting = report["machine"], report["setting"]
-    facts = [machine["cpu"], f"{setting['threads']} threads"]
-    if report["kind"] == "decode":
-        facts.append(f"torch {machine['torch']}")
+    if report["kind"] == "decode-cuda":
+        facts = [report["gpu"], f"torch {machine['torch']}"]
+    elif report["kind"] == "decode":
+        facts = [machine["cpu"], f"{setting['threads']} threads", f"torch {machine['torch']}"]
     else:
-        facts.append(machine["compiler"])
+        facts = [machine["cpu"], f"{setting['threads']} threads", machine["compiler"]]
     facts.append(f"commit {machine['commit']}")
     others = max((point.get("others_cpu_share", 0.0) for point in report["results"]), default=0.0)
     if others > QUIET:
@@ -264,8 +265,41 @@ def catalogue_tables(report: Report) -> dict[str, str]:
     return {"catalogue": markdown([*header, "bytes a node"], rows)}
 
 
+def decode_cuda_tables(report: Report) -> dict[str, str]:
+    """Name -> table of bench_decode_cuda's results."""
+    header = [
+        "batch",
+        "decode_states, fp32",
+        "decode_states, bf16",
+        "users/s, bf16",
+        "beam_decode alone, bf16",
+        "a call from Python, bf16",
+        "reference, eager",
+    ]
+    rows = []
+    for point in report["results"]:
+        variants = point["variants"]
+
+        def median(name: str, variants: Row = variants) -> str:
+            return time_cell(variants.get(name, {}).get("p50_us"))
+
+        rows.append(
+            [
+                str(point["batch"]),
+                median("decode_states, graph, float32"),
+                median("decode_states, graph, bfloat16"),
+                number_cell(variants["decode_states, graph, bfloat16"]["users_per_s"]),
+                median("beam_decode, graph, bfloat16"),
+                median("Recommender.decode_states, bfloat16"),
+                median("reference, eager"),
+            ]
+        )
+    return {"decode-cuda": markdown(header, rows)}
+
+
 KINDS: dict[str, Callable[[Report], dict[str, str]]] = {
     "decode": decode_tables,
+    "decode-cuda": decode_cuda_tables,
     "catalogue": catalogue_tables,
 }
 

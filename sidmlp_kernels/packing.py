@@ -37,6 +37,24 @@ def pad_columns(matrix: Tensor) -> Tensor:
     return torch.nn.functional.pad(matrix, (0, -matrix.shape[-1] % LANE))
 
 
+def round_once(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 `matrix` in `dtype`, rounded to nearest even once.
+
+    torch converts float64 to half precision through float32 and so rounds twice: 1 + 2^-8 + 2^-30
+    becomes the bfloat16 1. Here the float32 in between is rounded to odd, which loses nothing that
+    the second rounding needs.
+    """
+    single = matrix.float()
+    if dtype == torch.float32:
+        return single
+    bits = single.view(torch.int32)
+    inexact = (single.double() != matrix) & torch.isfinite(single) & (bits % 2 == 0)
+    # One step in magnitude towards the exact value: its bits are odd, since these are even.
+    outwards = (matrix.abs() > single.double().abs()).int() * 2 - 1
+    odd = torch.where(single == 0, bits, bits + outwards).view(torch.float32)
+    return torch.where(inexact, odd, single).to(dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class PackedWeights:
     """A student's weights as the operators take them, on one device.
@@ -105,12 +123,17 @@ class _Packer:
 
     def matrix(self, name: str, matrix: Tensor) -> Tensor:
         """Padded, rounded once, checked for overflow."""
-        packed = pad_columns(matrix).to(self.dtype).contiguous()
+        packed = round_once(pad_columns(matrix), self.dtype).contiguous()
         if not bool(torch.isfinite(packed).all()):
             worst = float(matrix.abs().max())
+            remedy = (
+                "scale the student's weights down"
+                if self.dtype == torch.float32
+                else "load with dtype='bfloat16' or 'float32'"
+            )
             raise ValueError(
                 f"{name}: expected values that {self.dtype} can hold, got a magnitude of "
-                f"{worst:.4g}; load with dtype='bfloat16' or 'float32'"
+                f"{worst:.4g}; {remedy}"
             )
         return packed
 

@@ -180,9 +180,24 @@ class TestNonFinite:
         weights["heads.1.output.weight"][2:] = FLOAT32_MAX  # 2: an only child; 3: of no item
         for dense in (False, True):
             flags = [True, dense]
-            got = run(problem, problem.replace(weights=weights).plan(backend, device=device))
-            wanted = run(problem, problem.plan(backend, device=device, dense=flags))
+            broken = problem.replace(weights=weights)
+            got = run(problem, broken.plan(backend, device=device, dense=flags))
+            wanted = run(problem, problem.plan(backend, device=device))
             assert_results_equal(got, wanted, where=f"dense {dense}")
+
+    def test_a_nan_inside_the_readout(self, backend: str, device: torch.device) -> None:
+        """Products that overflow both ways make a NaN before the ReLU, which must not hide it."""
+        problem = make_problem(dim=80, seed=5)
+        weights = dict(problem.weights)
+        ffn = torch.zeros_like(weights["readout.ffn_in.weight"])
+        ffn[:, 0], ffn[:, 64] = FLOAT32_MAX, -FLOAT32_MAX
+        weights["readout.ffn_in.weight"] = ffn
+        gain = torch.zeros_like(weights["readout.norm1.weight"])
+        weights["readout.norm1.weight"] = gain
+        weights["readout.norm1.bias"] = torch.full_like(gain, 2.0)  # inf - inf in every unit
+        results = run(problem, problem.replace(weights=weights).plan(backend, device=device))
+        for request in range(problem.batch):
+            assert_empty(results, request)
 
     def test_scores_that_overflow(self, backend: str, device: torch.device) -> None:
         """A score that float32 cannot hold is no answer: never a result with score -inf."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from parity import DTYPES, student_of
 
-from sidmlp_kernels.packing import LANE, pack
+from sidmlp_kernels.packing import LANE, pack, round_once
 from sidmlp_kernels.student import Student
 from sidmlp_kernels.testing import PackedModel, Problem, make_problem
 
@@ -32,10 +32,23 @@ def doubles(problem: Problem) -> dict[str, torch.Tensor]:
     return {name: weight.double() for name, weight in problem.weights.items()}
 
 
+def rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """float64 rounded to nearest even once: by numpy, for bfloat16 on the bits (normal numbers).
+
+    torch's own conversion goes through float32 and rounds twice.
+    """
+    if dtype != torch.bfloat16:
+        name = {torch.float32: "float32", torch.float16: "float16"}[dtype]
+        return torch.from_numpy(exact.numpy().astype(name))
+    bits = exact.contiguous().view(torch.int64)
+    kept = bits + (1 << 44) - 1 + (bits >> 45 & 1) >> 45 << 45  # 7 of 52 bits of mantissa
+    return kept.view(torch.float64).to(dtype)
+
+
 def assert_rounded_once(packed: torch.Tensor, exact: torch.Tensor, width: int) -> None:
     """The first `width` columns are `exact` in fp64, rounded once; the rest is zero."""
     assert packed.shape[-1] % LANE == 0
-    assert torch.equal(packed[..., :width], exact.to(packed.dtype))
+    assert torch.equal(packed[..., :width], rounded(exact, packed.dtype))
     assert not packed[..., width:].any()
 
 
@@ -54,6 +67,20 @@ def test_prefix_tables_are_the_product_rounded_once(dtype: str) -> None:
             exact = weights[f"embeddings.{j}.weight"] @ part.T
             assert_rounded_once(table[row : row + SIZES[j]], exact, 100)
             row += SIZES[j]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_round_once(dtype: str) -> None:
+    """Also where rounding to float32 on the way makes or breaks a tie."""
+    low = DTYPES[dtype]
+    steps = torch.tensor([1.0, 2.0**-7, 2.0**-8, 2.0**-10, 2.0**-11, 2.0**-24], dtype=torch.float64)
+    crumbs = torch.tensor([0.0, 2.0**-30, -(2.0**-30), 2.0**-40], dtype=torch.float64)
+    ones = 1 + (steps[:, None, None] + steps[:, None])[..., None] + crumbs
+    drawn = torch.randn(4096, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = torch.cat([ones.flatten(), -ones.flatten(), drawn, torch.zeros(1, dtype=torch.float64)])
+    assert torch.equal(round_once(exact, low), rounded(exact, low))
+    if low != torch.float32:
+        assert not torch.equal(exact.to(low), rounded(exact, low)), "the test must tell them apart"
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

@@ -674,7 +674,7 @@ def test_backends_give_reasons() -> None:
     assert sk.why_not("cpu", SPEC, dtype="bfloat16", num_beams=512) == ""
     wide = dataclasses.replace(SPEC, hidden_dim=2**21)
     assert sk.why_not("cpu", wide) == "hidden_dim: expected at most 1048576, got 2097152"
-    with pytest.raises(ValueError, match="backend: expected .*'cpu'"):
+    with pytest.raises(ValueError, match=r"backend: expected .*'cpu'"):
         sk.why_not("tpu")
 
 

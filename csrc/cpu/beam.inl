@@ -3,7 +3,7 @@
 // A block of requests shares the first layer (every head's context part) and level 1; then each
 // request descends alone. At levels >= 2 of "children" mode only children's logits exist, an only
 // child has log-probability 0 and needs no head, and as log-probabilities are <= 0, a beam that
-// scores below the num_beams-th candidate so far ends the level (DESIGN 2.3 - 2.5).
+// scores below the num_beams-th candidate so far ends the level .
 
 namespace {
 
@@ -71,8 +71,8 @@ float* further_blocks(const HeadsView& heads, const HeadView& head, int64_t rows
                        weight + (block - 1) * heads.hidden_dim * hidden_pad, hidden_pad, next,
                        hidden_pad);
     for (int64_t m = 0; m < rows; ++m) {
-      layer_norm<Gelu>(next + m * hidden_pad, heads.hidden_dim, heads.layer_norm_eps,
-                       vectors + hidden_pad, vectors + 2 * hidden_pad);
+      layer_norm<Gelu<W>>(next + m * hidden_pad, heads.hidden_dim, heads.layer_norm_eps,
+                          vectors + hidden_pad, vectors + 2 * hidden_pad);
     }
     float* swap = hidden;
     hidden = next;
@@ -100,8 +100,8 @@ void first_layer(const HeadsView& heads, int level, const float* first, const in
     for (int j = 0; j < level; ++j) z = vec_add(z, W::load(rows[j] + i));
     vec_store(hidden + i, z);
   }
-  layer_norm<Gelu>(hidden, heads.hidden_dim, heads.layer_norm_eps, head.vectors,
-                   head.vectors + hidden_pad);
+  layer_norm<Gelu<W>>(hidden, heads.hidden_dim, heads.layer_norm_eps, head.vectors,
+                      head.vectors + hidden_pad);
 }
 
 inline bool excluded(const ExcludeView& exclude, int64_t request, int64_t item) {

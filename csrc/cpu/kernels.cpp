@@ -15,8 +15,8 @@ bool isa_supported(Isa isa) {
       return true;
 #if defined(SIDMLP_X86)
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+      // F16C came before AVX2; older compilers do not know its name here.
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case Isa::kAvx512:
       return isa_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f");
 #else

@@ -21,7 +21,7 @@ constexpr int kMaxBlock =
 struct Kernels {
   const char* name;
 
-  // context [end - begin, context_stride] <- readout of encoder states (DESIGN 1, "Context").
+  // context [end - begin, context_stride] <- readout of encoder states (readout.inl).
   void (*context_readout)(const ReadoutView&, const StatesView&, int64_t begin, int64_t end,
                           float* context, int64_t context_stride, Arena&);
 

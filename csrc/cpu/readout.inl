@@ -164,7 +164,7 @@ void readout_block(const ReadoutView& view, const StatesView& states, int64_t be
   gemm_accumulate<W>(rows, view.dim, ffn_pad, sum, dim_pad, ffn_in, ffn_pad, hidden, ffn_pad);
   const Vec zero = vec_set(0.0f);
   for (int64_t i = 0; i < rows * ffn_pad; i += kLane)
-    vec_store(hidden + i, vec_max(vec_load(hidden + i), zero));
+    vec_store(hidden + i, vec_max(zero, vec_load(hidden + i)));
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t i = 0; i < dim_pad; i += kLane) {
       vec_store(query + m * dim_pad + i,

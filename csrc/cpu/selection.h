@@ -28,7 +28,8 @@ class BeamSelector {
   void clear();
 
  private:
-  void cut();  // out of line, in a file without instruction-set flags: see kernels.inl on why
+  void
+  cut();  // out of line, in a file without instruction-set flags: see linear_algebra.inl on why
 
   BeamKey* buffer_;
   size_t num_beams_;

@@ -1,6 +1,6 @@
 // The heads: h = GELU(LN(W_1 [ctx; e(c_1); ..] + b_1)), further blocks h <- GELU(LN(W h + b)),
 // logits = W_2 h + b_2. The first layer is a context part, computed once per request for every
-// head, plus one gathered row of the prefix tables per earlier code (DESIGN 2.1).
+// head, plus one gathered row of the prefix tables per earlier code.
 #pragma once
 
 #include "cuda/block_ops.cuh"

@@ -1,5 +1,5 @@
 // Context readout of one request by one thread block, with the absorbed attention of one query
-// (DESIGN 1 and 2.2):
+// (sidmlp_kernels/packing.py):
 //
 //   p = mean of valid states      q = W_p p + b_p      r_h from q (views.h)      s_ht = r_h . x_t
 //   y_h = sum_t softmax(s_h)_t x_t      a from y_h      u = LN(q + a)      ctx = LN(u + W_2
@@ -213,10 +213,10 @@ __device__ void context_readout(const ReadoutView& view, const StatesView& state
     warp_layer_norm<Identity>(sum, dim, view.layer_norm_eps, norm1_gain, norm1_shift);
   __syncthreads();
 
-  // FFN; a NaN that fmaxf drops is still in u
+  // FFN; fmaxf would drop a NaN, which must reach the context
   row_product(dim, ffn_pad, sum, weight_rows(view.ffn_in, 0, ffn_pad), view.ffn_in_bias, hidden,
               ffn_pad, partial);
-  for (int i = tid; i < ffn_pad; i += kThreads) hidden[i] = fmaxf(hidden[i], 0.0f);
+  for (int i = tid; i < ffn_pad; i += kThreads) hidden[i] = hidden[i] < 0.0f ? 0.0f : hidden[i];
   for (int i = tid; i < dim_pad; i += kThreads) query[i] = sum[i] + ffn_out_bias[i];
   __syncthreads();
   row_product(view.ffn_dim, dim_pad, hidden, weight_rows(view.ffn_out, 0, dim_pad), query, context,

@@ -10,7 +10,8 @@
 #if defined(__CUDACC__)
 #define SIDMLP_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define SIDMLP_HOST_DEVICE inline
+// Never out of line: these are compiled for several instruction sets (csrc/cpu).
+#define SIDMLP_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace sidmlp {

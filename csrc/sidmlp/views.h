@@ -19,9 +19,9 @@ constexpr int64_t padded(int64_t n) { return (n + kLane - 1) / kLane * kLane; }
 
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// Context readout (DESIGN 1, "Context"), with the absorbed attention of one query per user: keys
-// and values are never formed. Product form (score_in == nullptr): scores come from r_h = q M_h,
-// M_h = W_q,h^T W_k,h / sqrt(d), values from N_h = (W_o,h W_v,h)^T. Factored form: r_h = (q
+// Context readout (sidmlp_kernels/packing.py), with the absorbed attention of one query per user:
+// keys and values are never formed. Product form (score_in == nullptr): scores come from r_h = q
+// M_h, M_h = W_q,h^T W_k,h / sqrt(d), values from N_h = (W_o,h W_v,h)^T. Factored form: r_h = (q
 // W_q,h^T) W_k,h / sqrt(d) and a = sum_h (y_h W_v,h^T) W_o,h^T.
 struct ReadoutView {
   DType dtype;  // of the weight matrices; vectors are always fp32

@@ -1,6 +1,6 @@
 // Operator arguments (tensors, ints, floats) -> the plain views that kernels take, every size and
 // dtype checked. The order of the lists is fixed by sidmlp_kernels/packing.py and
-// sidmlp_kernels/catalogue.py.
+// sidmlp_kernels/trie.py.
 #pragma once
 
 #include <optional>
