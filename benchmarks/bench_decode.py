@@ -88,7 +88,7 @@ class Effort:
     judged_requests: int
 
 
-FULL_EFFORT = Effort(200, 40.0, 500, 10.0, 16)
+FULL_EFFORT = Effort(200, 15.0, 500, 5.0, 16)
 QUICK_EFFORT = Effort(20, 5.0, 50, 2.0, 4)
 
 
