@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,14 @@ class TestSteps:
         assert text.count("Film") == 7
         assert text.count("Film 03") == text.count("Film 04") == 1
 
+    def test_recommend_takes_as_many_beams_as_results(self, run, capsys):
+        checkpoint = str(run / "student")
+        assert main(["recommend", checkpoint, "Film 03", "--k", "60"]) == 0  # its default is 50
+        text = capsys.readouterr().out
+        assert text.count("log-probability") == 29  # every other film
+        few = fails(capsys, "recommend", checkpoint, "Film 03", "--k", "60", "--beams", "8")
+        assert "num_beams=8" in few
+
     def test_training_again_continues(self, run, capsys, caplog):
         with caplog.at_level("INFO"):
             assert main(["train-teacher", "--run", str(run), *TEACHER]) == 0
@@ -163,6 +173,13 @@ class TestDemo:
         where = str(tmp_path / "run")
         assert main(["demo", "--run", where, "--batch", "4", "--compile-limit", "1"]) == 0
         text = capsys.readouterr().out
+        assert shlex.split(text.splitlines()[-1])[:5] == [
+            demo._from_here(Path(sys.executable)),
+            "-m",
+            "sidmlp",
+            "recommend",
+            str(tmp_path / "run" / "student"),
+        ]
         assert text.count("saw last: Film") == 3
         assert "not compiled within 1 s" in text
         assert "Parity: 100.00%" in text
@@ -173,6 +190,15 @@ class TestDemo:
         assert speed["largest_score_difference"] < 1e-4
         assert speed["compiled_us"] is None
         assert 0 < speed["kernel_us"] < speed["eager_us"]
+
+    def test_paths_to_type_are_relative_where_they_can_be(self, tmp_path, monkeypatch):
+        from sidmlp.cli.demo import _from_here
+
+        (tmp_path / "my runs").mkdir()
+        monkeypatch.chdir(tmp_path / "my runs")
+        assert _from_here(tmp_path / "my runs" / "a" / "student") == "a/student"
+        assert _from_here(Path("a b")) == "'a b'"
+        assert shlex.split(_from_here(tmp_path)) == [str(tmp_path)]
 
     def test_a_failed_compilation_says_why(self, tmp_path):
         from sidmlp.cli.timing import compiled_microseconds
@@ -262,9 +288,10 @@ class TestMistakes:
         assert "codes.npy" in fails(capsys, "export", "--run", copy)
 
     def test_a_missing_package_is_named(self, run, capsys, monkeypatch):
-        import sys
-
         monkeypatch.setitem(sys.modules, "sidmlp_kernels", None)
         message = fails(capsys, "recommend", run / "student", "Film 01")
         assert "sidmlp_kernels" in message
-        assert "pip install" in message
+        assert "`pip install --no-build-isolation -e .` in the repository" in message
+        monkeypatch.setitem(sys.modules, "sidmlp.export", None)
+        message = fails(capsys, "export", "--run", run)
+        assert "`pip install --no-build-isolation -e '.[train]'` in the repository" in message

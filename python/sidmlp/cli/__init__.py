@@ -98,6 +98,9 @@ def _module(name: str):  # type: ignore[no-untyped-def]  # a module with two kno
 
 def _one_sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = "sidmlp-kernels" if error.name == "sidmlp_kernels" else "sidmlp-kernels[train]"
-        return f"the package {error.name} is not installed; run `pip install '{extra}'`"
+        what = "." if error.name == "sidmlp_kernels" else "'.[train]'"
+        return (
+            f"the package {error.name} is not installed; "
+            f"run `pip install --no-build-isolation -e {what}` in the repository"
+        )
     return " ".join(str(error).split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,10 +98,18 @@ def run(options: argparse.Namespace) -> None:
     quality = _print_quality(directory)
     speed = _print_speed(directory, model, options.batch, options.compile_limit)
     write_json(directory.path / "demo.json", {"quality": quality, "speed": speed})
+    program, checkpoint = _from_here(Path(sys.executable)), _from_here(directory.checkpoint)
     print(
         f"\nDone in {time.perf_counter() - begin:.0f} s. Now your own list:\n"
-        f'  sidmlp recommend {directory.checkpoint} "Toy Story" "Lion King" "Aladdin (1992)"'
+        f'  {program} -m sidmlp recommend {checkpoint} "Toy Story" "Lion King" "Aladdin (1992)"'
     )
+
+
+def _from_here(path: Path) -> str:
+    """``path`` for a shell in the working directory: relative to it if inside, and quoted."""
+    whole = Path.cwd() / path  # links stay: the interpreter of a virtual environment is one
+    inside = whole.is_relative_to(Path.cwd())
+    return shlex.quote(str(whole.relative_to(Path.cwd()) if inside else whole))
 
 
 def _step(arguments: list[str]) -> None:

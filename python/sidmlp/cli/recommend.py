@@ -54,9 +54,9 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"{options.checkpoint} has no {TITLES}, so items must be ids, got {item!r}"
             )
-    beams = {} if options.beams is None else {"num_beams": options.beams}
+    beams = options.beams or max(model.defaults.num_beams, options.k)
     exclude = None if options.repeat else [history]
-    found = model.decode(model.batch([history]), k=options.k, exclude=exclude, **beams)
+    found = model.decode(model.batch([history]), k=options.k, num_beams=beams, exclude=exclude)
     print("after " + ", ".join(titles.get(str(item), f"item {item}") for item in history) + ":")
     for rank in range(int(found.counts[0])):
         item, score = int(found.items[0, rank]), float(found.scores[0, rank])
