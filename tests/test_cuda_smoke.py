@@ -1,0 +1,326 @@
+"""What only a GPU can get wrong: the CUDA operators against the CPU's, streams, graphs, launches.
+
+The other tests judge every backend by the reference; these compare two backends on the same packed
+weights, whose answers differ by float32 rounding alone, and bits with bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from parity import DTYPES
+from torch import Tensor
+from torch.autograd import DeviceType
+
+from sidmlp_kernels.ops.library import Results
+from sidmlp_kernels.plan import DecodePlan
+from sidmlp_kernels.testing import Problem, assert_results_equal, exclude_tensors, make_problem
+
+pytestmark = pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+
+# Ten times what float32 rounding makes of these scores, far below most gaps between candidates.
+TOLERANCE = 5e-5
+
+SIZES: dict[str, dict[str, Any]] = {
+    "published": {
+        "codes_per_level": (256,) * 4,
+        "dim": 128,
+        "attention_dim": 384,
+        "ffn_dim": 1024,
+        "hidden_dim": 512,
+        "tokens": 82,
+        "num_items": 5000,
+        "num_beams": 50,
+        "k": 10,
+        "excluded": 30,
+    },
+    "one level": {"codes_per_level": (40,), "num_items": 90},
+    "eight levels": {"codes_per_level": (3, 2, 4, 2, 3, 2, 5, 2), "num_items": 700},
+    "wide": {"dim": 1024, "hidden_dim": 2048, "blocks_per_head": 3, "num_heads": 16, "batch": 2},
+    "D not a multiple of 4": {"dim": 30, "attention_dim": 15, "num_heads": 3, "hidden_dim": 21},
+    "product form": {"dim": 72, "attention_dim": 600, "ffn_dim": 33, "blocks_per_head": 2},
+    "long history": {"tokens": 1000, "num_heads": 8, "batch": 3},
+    "8192 codes": {"codes_per_level": (8192, 5, 300), "num_items": 4000, "num_beams": 20},
+    "600 beams": {"codes_per_level": (40, 40, 40), "num_items": 5000, "num_beams": 600},
+    "codebook": {"codes_per_level": (30, 200, 17), "normalisation": "codebook", "num_beams": 25},
+    "settings": {
+        "temperatures": (0.5, 1.7, 3.0),
+        "level_weights": (1.0, -0.5, 0.7),
+        "unavailable": 0.3,
+        "excluded": 100,
+    },
+}
+
+
+def run(plan: DecodePlan, problem: Problem, states: Tensor | None = None) -> Results:
+    """decode_states of the problem's requests on the plan's device."""
+    device = plan.packed.device
+    states = problem.states if states is None else states
+    excluded = exclude_tensors(problem.exclude, device)
+    return plan.decode_states(states.to(device), problem.mask.to(device), *excluded)
+
+
+def assert_agree(got: Results, wanted: Results, *, where: str) -> None:
+    """Equal counts, scores within TOLERANCE rank by rank, and the same item wherever the
+    neighbouring scores are further apart than that."""
+    items, scores, _, counts = (tensor.cpu() for tensor in got)
+    items_wanted, scores_wanted, _, counts_wanted = (tensor.cpu() for tensor in wanted)
+    assert torch.equal(counts, counts_wanted), where
+    real = torch.arange(items.shape[1]) < counts[:, None]
+    assert torch.equal(real, scores.isfinite()), where
+    gap = torch.where(real, scores - scores_wanted, torch.zeros_like(scores)).abs()
+    assert float(gap.max()) <= TOLERANCE, f"{where}: scores differ by {float(gap.max()):.2e}"
+    step = scores_wanted[:, :-1] - scores_wanted[:, 1:]
+    far = torch.ones_like(real)
+    far[:, :-1] &= step > 2 * TOLERANCE  # to the next; false between two paddings
+    far[:, 1:] &= step > 2 * TOLERANCE
+    far[:, -1] = False  # it may be tied with the first that was cut
+    assert torch.equal(items[far], items_wanted[far]), where
+    assert bool((items[~real] == -1).all()), where
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SIZES)
+def test_as_the_cpu(backend: str, device: torch.device, case: str, dtype: str) -> None:
+    problem = make_problem(seed=21, **SIZES[case])
+    states = problem.states.to(DTYPES[dtype])
+    ours, theirs = (
+        problem.plan(name, DTYPES[dtype], device=place)
+        for name, place in ((backend, device), ("cpu", "cpu"))
+    )
+    context = ours.context_readout(states.to(device), problem.mask.to(device)).cpu()
+    torch.testing.assert_close(
+        context, theirs.context_readout(states, problem.mask), rtol=1e-5, atol=2e-5
+    )
+    got = run(ours, problem, states)
+    assert_agree(got, run(theirs, problem, states), where=f"{case}, {dtype}")
+    assert int(got[3].min()) > 0
+
+
+@pytest.mark.parametrize("states_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_states_of_another_dtype(
+    backend: str, device: torch.device, dtype: str, states_dtype: str
+) -> None:
+    problem = make_problem(seed=22, tokens=30)
+    states = problem.states.to(DTYPES[states_dtype])
+    got = run(problem.plan(backend, DTYPES[dtype], device=device), problem, states)
+    wanted = run(problem.plan("cpu", DTYPES[dtype]), problem, states)
+    assert_agree(got, wanted, where=f"weights {dtype}, states {states_dtype}")
+
+
+@pytest.mark.parametrize("states_dtype", DTYPES)
+@pytest.mark.parametrize("dim", [32, 30])
+def test_states_at_any_address(
+    backend: str, device: torch.device, dim: int, states_dtype: str
+) -> None:
+    """A contiguous view that begins at an odd element gives the same bits."""
+    problem = make_problem(seed=23, dim=dim, num_heads=1)
+    plan = problem.plan(backend, device=device)
+    states = problem.states.to(device, DTYPES[states_dtype])
+    memory = torch.empty(states.numel() + 1, dtype=states.dtype, device=device)
+    moved = memory[1:].view(states.shape)
+    moved.copy_(states)
+    assert moved.is_contiguous()
+    assert moved.data_ptr() % 4 or states.dtype == torch.float32
+    got, wanted = run(plan, problem, moved), run(plan, problem, states)
+    assert_results_equal(got, wanted, where=f"D {dim}, {states_dtype}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_launch_is_the_readout_and_the_beams(
+    backend: str, device: torch.device, dtype: str
+) -> None:
+    problem = make_problem(seed=24, **SIZES["published"], batch=9)
+    plan = problem.plan(backend, DTYPES[dtype], device=device)
+    context = plan.context_readout(problem.states.to(device), problem.mask.to(device))
+    two = plan.beam_decode(context, *exclude_tensors(problem.exclude, device))
+    assert_results_equal(run(plan, problem), two, where=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_level_logits_as_the_cpu(backend: str, device: torch.device, dtype: str) -> None:
+    """A row with a code that does not exist, which nobody can check before the launch, is NaN."""
+    problem = make_problem((7, 300, 9), seed=25, dim=40, hidden_dim=50, blocks_per_head=2)
+    packed = problem.packed(DTYPES[dtype])
+    context = torch.randn(33, 40, generator=torch.Generator().manual_seed(0))
+    for level, codes in enumerate(((), (3,), (6, 299))):
+        prefix = torch.tensor(codes, dtype=torch.int32).expand(33, level).contiguous()
+        rest = (list(packed.sizes), packed.spec.layer_norm_eps, 0)
+        wanted = torch.ops.sidmlp.level_logits(context, prefix, list(packed.heads), *rest)
+        broken = prefix.clone()
+        if level:
+            broken[5, level - 1], broken[6, 0] = 300, -1
+        heads = list(packed.to(device).heads)
+        got = torch.ops.sidmlp.level_logits(context.to(device), broken.to(device), heads, *rest)
+        got = got.cpu()
+        if level:
+            assert bool(got[5:7].isnan().all())
+            got[5:7] = wanted[5:7]
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=2e-5)
+
+
+def test_scratch_that_no_multiprocessor_holds(backend: str, device: torch.device) -> None:
+    """3,000 beams live in global memory, and blocks take several requests each."""
+    problem = make_problem(
+        (64, 64, 64), seed=26, num_items=9000, batch=400, num_beams=3000, dim=16, hidden_dim=16
+    )
+    plan = problem.plan(backend, device=device)
+    whole = run(plan, problem)
+    rows = [0, 1, 131, 263, 264, 399]
+    part = problem.rows(rows)
+    alone = run(plan, part)
+    assert_results_equal(alone, [tensor[rows] for tensor in whole], where="6 of 400 requests")
+    assert_agree(alone, run(problem.plan("cpu"), part), where="3000 beams")
+
+
+def test_a_batch_beyond_what_runs_at_once(backend: str, device: torch.device) -> None:
+    problem = make_problem(seed=27, batch=37)
+    plan = problem.plan(backend, device=device)
+    once = run(plan, problem)
+    rows = torch.arange(20_000) % 37
+    many = run(plan, problem.rows(rows))
+    wanted = [tensor[rows.to(device)] for tensor in once]
+    assert_results_equal(many, wanted, where="batch 20000")
+
+
+def test_repeated_runs_give_the_same_bits(backend: str, device: torch.device) -> None:
+    problem = make_problem(seed=28, **SIZES["published"], batch=64)
+    plan = problem.plan(backend, torch.bfloat16, device=device)
+    first = run(plan, problem)
+    for turn in range(20):
+        assert_results_equal(run(plan, problem), first, where=f"run {turn}")
+
+
+def test_exclusion_offsets_are_clamped(backend: str, device: torch.device) -> None:
+    """Nobody reads offsets before the launch: bad ones exclude too much or too little, no more."""
+    problem = make_problem(seed=29, batch=5, excluded=50)
+    plan = problem.plan(backend, device=device)
+    states, mask = problem.states.to(device), problem.mask.to(device)
+    ids, _ = exclude_tensors(problem.exclude, device)
+    for row in ([-7, 10**15, -(10**15), 40, 3, 2**62], [2**62] * 6, [5, 4, 3, 2, 1, 0]):
+        offsets = torch.tensor(row, device=device)
+        items, _, _, counts = plan.decode_states(states, mask, ids, offsets)
+        real = torch.arange(items.shape[1]) < counts.cpu()[:, None]
+        assert set(items.cpu()[real].tolist()) <= set(problem.item_ids.tolist())
+
+
+def test_no_requests_launch_nothing(backend: str, device: torch.device) -> None:
+    problem = make_problem(seed=30)
+    plan = problem.plan(backend, device=device)
+    nobody = problem.rows([])
+    assert [list(t.shape) for t in run(plan, nobody)] == [[0, 10], [0, 10], [0, 10, 3], [0]]
+    assert plan.context_readout(nobody.states.to(device), nobody.mask.to(device)).shape == (0, 64)
+    tokenless = problem.replace(states=problem.states[:, :0], mask=problem.mask[:, :0])
+    wanted = run(problem.plan("cpu"), tokenless)
+    assert_agree(run(plan, tokenless), wanted, where="no tokens")
+
+
+def test_the_current_stream_is_used(backend: str, device: torch.device) -> None:
+    """Inputs arrive late on a side stream: a launch elsewhere would read what was there before."""
+    problem = make_problem(seed=31, batch=20)
+    plan = problem.plan(backend, device=device)
+    real, mask = problem.states.to(device), problem.mask.to(device)
+    wanted = plan.decode_states(real, mask)
+    states = torch.zeros_like(real)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)  # cycles, about 0.1 s
+        states.copy_(real)
+        got = plan.decode_states(states, mask)
+        assert not side.query(), "the operator waited for the device"
+    side.synchronize()
+    assert_results_equal(got, wanted, where="side stream")
+
+
+@pytest.mark.parametrize("case", ["published", "600 beams"])
+def test_graph_replay_with_changed_inputs(backend: str, device: torch.device, case: str) -> None:
+    problem = make_problem(seed=32, **SIZES[case], batch=8)
+    plan = problem.plan(backend, device=device)
+    ids, offsets = exclude_tensors([[int(item)] for item in problem.item_ids[:8]], device)
+    inputs = [problem.states.to(device), problem.mask.to(device), ids, offsets]
+    static = [tensor.clone() for tensor in inputs]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        plan.decode_states(*static)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = plan.decode_states(*static)
+    for turn in range(3):
+        order = torch.roll(torch.arange(8), turn).to(device)
+        fresh = [inputs[0][order], inputs[1][order], ids.roll(3 * turn), offsets]
+        for tensor, value in zip(static, fresh, strict=True):
+            tensor.copy_(value)
+        graph.replay()
+        assert_results_equal(results, plan.decode_states(*fresh), where=f"replay {turn}")
+
+
+def test_one_kernel(backend: str, device: torch.device) -> None:
+    problem = make_problem(seed=33, **SIZES["published"], batch=3)
+    plan = problem.plan(backend, device=device)
+    states, mask = problem.states.to(device), problem.mask.to(device)
+    excluded = exclude_tensors(problem.exclude, device)
+    context = plan.context_readout(states, mask)
+    calls = {
+        "decode_states": lambda: plan.decode_states(states, mask, *excluded),
+        "beam_decode": lambda: plan.beam_decode(context, *excluded),
+        "context_readout": lambda: plan.context_readout(states, mask),
+    }
+    for name, call in calls.items():
+        call()
+        torch.cuda.synchronize()
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            call()
+            torch.cuda.synchronize()
+        work = [e.name for e in profile.events() if e.device_type == DeviceType.CUDA]
+        assert len(work) == 1, f"{name}: {work}"
+        kernel = "context_readout_kernel" if name == "context_readout" else "beam_decode_kernel"
+        assert kernel in work[0]
+
+
+def test_calls_that_do_not_fit(backend: str, device: torch.device) -> None:
+    problem = make_problem(seed=34)
+    plan = problem.plan(backend, device=device)
+    states, mask = problem.states.to(device), problem.mask.to(device)
+    wanted = plan.decode_states(states, mask)
+
+    def decode(heads: list[Tensor], states: Tensor = states) -> Results:
+        return torch.ops.sidmlp.decode_states(
+            states,
+            mask,
+            list(plan.packed.readout),
+            heads,
+            plan.snapshot.trie_tensors(device),
+            None,
+            None,
+            *plan._decode_args,
+        )
+
+    heads = list(plan.packed.heads)
+    with pytest.raises(RuntimeError, match=r"states: expected a CUDA tensor"):
+        decode(heads, states.cpu())
+    with pytest.raises(RuntimeError, match=r"mask: expected on the device"):
+        plan.decode_states(states, mask.cpu())
+    with pytest.raises(RuntimeError, match=r"heads.context_weight: expected on the device"):
+        decode([heads[0].cpu(), *heads[1:]])
+    memory = torch.zeros(heads[0].numel() + 1, device=device)
+    with pytest.raises(RuntimeError, match=r"heads: expected tensors aligned to 16 bytes"):
+        decode([memory[1:].view(heads[0].shape), *heads[1:]])
+    with pytest.raises(RuntimeError, match=r"heads: expected matrices of the readout's dtype"):
+        decode(list(problem.packed(torch.bfloat16).to(device).heads))
+    assert_results_equal(decode(heads), wanted, where="after the refusals")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_device_than_the_current_one(backend: str) -> None:
+    problem = make_problem(seed=35)
+    results = [run(problem.plan(backend, device=f"cuda:{i}"), problem) for i in (0, 1)]
+    assert results[1][0].device.index == 1
+    assert torch.cuda.current_device() == 0
+    assert_results_equal(results[1], results[0], where="cuda:1")
