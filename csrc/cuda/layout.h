@@ -64,7 +64,7 @@ struct ReadoutLayout {
   Slot mean;       // float [Dp]
   Slot query;      // float [Dp]
   Slot sum;        // float [Dp]: q + a, then u
-  Slot folded;     // float [heads * max(dp, d)]: W_q,h q, then W_v,h y_h
+  Slot folded;     // float [heads, dp]: W_q,h q, then [heads, d]: W_v,h y_h
   Slot head_rows;  // float [heads, Dp]: r_h, then y_h
   Slot hidden;     // float [Fp]
 };
