@@ -140,7 +140,7 @@ def resolve(
     """
     wanted = parse_device(device)
     number = None if dtype == "auto" else parse_dtype(dtype)
-    candidates = BACKENDS if name == "auto" else (_by_name(name),)
+    candidates = BACKENDS if name == "auto" else (_by_name(name, "auto"),)
     reasons = []
     for backend in candidates:
         if wanted is not None and wanted.type != backend.device_type:
@@ -194,9 +194,10 @@ def parse_device(device: torch.device | str) -> torch.device | None:
     return found
 
 
-def _by_name(name: object) -> Backend:
+def _by_name(name: object, *further: str) -> Backend:
+    """The backend called `name`; `further` are names that the caller takes as well."""
     names = [backend.name for backend in BACKENDS]
-    check_choice(name, "backend", names)
+    check_choice(name, "backend", [*further, *names])
     return BACKENDS[names.index(str(name))]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .known_items import KnownItems, id_array
+from .known_items import KnownItems, hides_booleans, id_array
 from .spec import TokenSpec, check_choice
 
 UNKNOWN = ("raise", "drop")
@@ -27,10 +27,15 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests as an encoder takes them: ids int64 [B, T], mask bool [B, T] (True = a token)."""
+    """Requests as an encoder takes them: ids int64 [B, T], mask bool [B, T] (True = a token).
+
+    Raises ValueError for other dtypes and for shapes or devices that differ.
+    """
 
     ids: Tensor
     mask: Tensor
+    # Smallest and largest id, found once: on a GPU every look at a value waits for the device.
+    _id_range: tuple[int, int] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, dtype in (("ids", torch.int64), ("mask", torch.bool)):
@@ -51,7 +56,27 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """This batch on `device`."""
-        return Batch(self.ids.to(device), self.mask.to(device))
+        return Batch(self.ids.to(device), self.mask.to(device))._with_range(self._id_range)
+
+    def check_vocabulary(self, size: int) -> None:
+        """ValueError unless every id is a row of an embedding of `size` tokens, padding too.
+
+        A batch that `Recommender.batch` made knows its ids; of another they are read once.
+        """
+        if self._id_range is None:
+            bounds = [int(i) for i in self.ids.aminmax()] if self.ids.numel() else [0, 0]
+            self._with_range((bounds[0], bounds[1]))
+        assert self._id_range is not None
+        low, high = self._id_range
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"batch: expected token ids 0..{size - 1}, the encoder's vocabulary, got "
+                f"{low if low < 0 else high}; make batches with this model's batch(histories)"
+            )
+
+    def _with_range(self, id_range: tuple[int, int] | None) -> Batch:
+        object.__setattr__(self, "_id_range", id_range)
+        return self
 
 
 def describe(value: object) -> str:
@@ -83,12 +108,13 @@ def flatten_ids(
     if all(type(request) in (list, tuple) for request in requests):
         lengths = np.fromiter(map(len, requests), np.int64, len(requests))
         try:
-            flat = np.array(list(itertools.chain.from_iterable(requests)))
+            values = list(itertools.chain.from_iterable(requests))
+            flat = np.array(values)
         except (ValueError, TypeError, OverflowError):
             flat = np.empty((0, 0))  # ragged or odd: the loop below names the request
         if flat.size == 0 and flat.ndim == 1:
             return flat.astype(np.int64), lengths
-        if flat.ndim == 1 and flat.dtype == np.int64:
+        if flat.ndim == 1 and flat.dtype == np.int64 and not hides_booleans(values, flat):
             return flat, lengths
     rows = [_one_request(request, f"{name}[{i}]") for i, request in enumerate(requests)]
     lengths = np.array([len(row) for row in rows], np.int64)
@@ -157,7 +183,8 @@ def make_batch(
     ends = 1 + lengths * levels
     ids[np.arange(batch), ends] = tokens.eos_id
     mask = np.arange(ids.shape[1]) <= ends[:, None]
-    return Batch(torch.from_numpy(ids), torch.from_numpy(mask))
+    # eos is the largest id of a TokenSpec, and none is negative.
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask))._with_range((0, tokens.eos_id))
 
 
 def _raise_unknown(flat: Int64Array, request: Int64Array, found: npt.NDArray[np.bool_]) -> None:

@@ -133,7 +133,7 @@ class Catalogue:
         if code_values.ndim != 2 or not 1 <= code_values.shape[1] <= MAX_LEVELS:
             raise ValueError(
                 f"codes: expected [items, levels] with 1..{MAX_LEVELS} levels, "
-                f"got shape {list(code_values.shape)}"
+                f"got shape {list(code_values.shape)}; pass one row of codes per item"
             )
         num_items = len(code_values)
         if num_items > MAX_ITEMS:
@@ -151,7 +151,7 @@ class Catalogue:
             if extra_values.ndim != 2 or extra_values.shape[1] != code_values.shape[1]:
                 raise ValueError(
                     f"known_codes: expected [items, {code_values.shape[1]}], one column per level, "
-                    f"got shape {list(extra_values.shape)}"
+                    f"got shape {list(extra_values.shape)}; pass codes of the same tokenizer"
                 )
         if codes_per_level is None:
             sizes = _inferred_sizes(code_values, extra_values)
@@ -174,7 +174,7 @@ class Catalogue:
             if flags.shape != (num_items,):
                 raise ValueError(
                     f"available: expected one flag per item, shape [{num_items}], "
-                    f"got shape {list(flags.shape)}"
+                    f"got shape {list(flags.shape)}; pass them in the order of codes"
                 )
             leaf_available[trie.leaf_slot] = flags
         return cls(
@@ -253,7 +253,8 @@ class Catalogue:
         if wanted.ndim != 1 or (flags.ndim != 0 and flags.shape != wanted.shape):
             raise ValueError(
                 f"set_available: expected a sequence of ids and one flag, or one flag per id; got "
-                f"ids of shape {list(wanted.shape)} and flags of shape {list(flags.shape)}"
+                f"ids of shape {list(wanted.shape)} and flags of shape {list(flags.shape)}; "
+                f"pass True or False for all of them, or as many flags as ids"
             )
         positions = self._snapshot.known.lookup(wanted)
         outside = (positions < 0) | (positions >= self.num_items)
@@ -335,7 +336,7 @@ def _checked_sizes(codes_per_level: Sequence[int], num_levels: int) -> tuple[int
     if len(sizes) != num_levels:
         raise ValueError(
             f"codes_per_level: expected {num_levels} sizes, one per column of codes, "
-            f"got {len(sizes)}"
+            f"got {len(sizes)}; give every level its own, or None to take the largest codes"
         )
     return sizes
 

@@ -84,7 +84,8 @@ def _check_names(path: Path, file: Any) -> None:
         if tensor.get_dtype() != dtype or len(tensor.get_shape()) != dimensions:
             raise ValueError(
                 f"{path}: {name}: expected {dtype} with {dimensions} dimensions, "
-                f"got {tensor.get_dtype()} {tensor.get_shape()}"
+                f"got {tensor.get_dtype()} {tensor.get_shape()}; "
+                f"write the file with Catalogue.save or sidmlp export"
             )
 
 

@@ -239,6 +239,11 @@ def _exchange(fresh: Path, target: Path) -> None:
 
 
 def _directory(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(
+            f"path: expected a checkpoint directory or a Hugging Face hub id, got {path!r}; "
+            "pass it as a string or a pathlib.Path"
+        )
     directory = Path(path).expanduser()
     if directory.is_dir():
         return directory

@@ -49,14 +49,35 @@ def integer_array(value: Integers, name: str) -> IntArray:
         raise ValueError(
             f"{name}: expected integers, got dtype {array.dtype}; convert with .astype(numpy.int64)"
         )
+    if isinstance(value, (list, tuple)) and hides_booleans(value, array):
+        raise ValueError(
+            f"{name}: expected integers, got booleans among them; "
+            f"write 0 and 1 if numbers are meant"
+        )
     return array
+
+
+def hides_booleans(value: Any, array: npt.NDArray[Any]) -> bool:
+    """Whether numpy has made 0 and 1 of booleans that stood among the integers of nested lists."""
+    # Only a 0 or a 1 can have been one, so that few entries of most lists are looked at.
+    small = (array >> 1) == 0
+    if not small.any():
+        return False
+    for position in np.argwhere(small).tolist():
+        entry = value
+        for index in position:
+            if isinstance(entry, (list, tuple)):  # an array among them has one dtype
+                entry = entry[index]
+        if getattr(entry, "dtype", type(entry)) in (bool, np.bool_, torch.bool):
+            return True
+    return False
 
 
 def id_array(value: Integers, name: str) -> npt.NDArray[np.int64]:
     """`value` as int64 of any shape; ValueError for non-integers and ids of 2^63 and above."""
     array = integer_array(value, name)
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{name}: expected ids below 2^63, got {array.max()}")
+        raise ValueError(f"{name}: expected ids below 2^63, got {array.max()}; renumber the items")
     return array.astype(np.int64, copy=False)
 
 
@@ -71,7 +92,10 @@ def flag_array(value: Integers, name: str) -> npt.NDArray[np.uint8]:
             if array.dtype.kind in "iu"
             else f"dtype {array.dtype}"
         )
-        raise ValueError(f"{name}: expected booleans (or 0 and 1), got {got}")
+        raise ValueError(
+            f"{name}: expected booleans (or 0 and 1), got {got}; "
+            f"pass True for what may be recommended and False for the rest"
+        )
     return array.astype(np.uint8)
 
 
@@ -96,7 +120,7 @@ def checked_codes(
     if codes.ndim != 2 or codes.shape[1] != len(codes_per_level):
         raise ValueError(
             f"{name}: expected [items, {len(codes_per_level)}], one column per level, "
-            f"got shape {list(codes.shape)}"
+            f"got shape {list(codes.shape)}; pass codes of the same tokenizer"
         )
     bad = -1  # position of the first offender
     for level, size in enumerate(codes_per_level):
@@ -120,7 +144,7 @@ def checked_item_ids(value: Integers, num_items: int, name: str) -> npt.NDArray[
     if item_ids.shape != (num_items,):
         raise ValueError(
             f"{name}: expected one id per row of codes, shape [{num_items}], "
-            f"got shape {list(item_ids.shape)}"
+            f"got shape {list(item_ids.shape)}; pass them in the order of the codes"
         )
     if num_items and item_ids.min() < 0:
         position = int(np.argmax(item_ids < 0))
@@ -143,7 +167,7 @@ class KnownItems:
         if code_values.ndim != 2 or not 1 <= code_values.shape[1] <= MAX_LEVELS:
             raise ValueError(
                 f"codes: expected [items, levels] with 1..{MAX_LEVELS} levels, "
-                f"got shape {list(code_values.shape)}"
+                f"got shape {list(code_values.shape)}; pass one row of codes per item"
             )
         ids = checked_item_ids(item_ids, len(code_values), "item_ids")
         limits = [MAX_CODES] * code_values.shape[1]

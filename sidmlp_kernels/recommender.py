@@ -255,6 +255,8 @@ class Recommender:
                 f"batch: expected tensors on {self.device}, got {batch.ids.device}; "
                 "use batch.to(model.device)"
             )
+        if self._t5 is not None:
+            batch.check_vocabulary(self._t5.spec.vocab_size)
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
         excluded = self._exclusion(exclude, len(batch))
         with torch.no_grad():

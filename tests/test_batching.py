@@ -108,6 +108,9 @@ def test_dropped_items_take_no_place_among_the_newest() -> None:
         ([[10], [7.0]], r"histories\[1\]: expected integers"),
         ([[10], ["7"]], r"histories\[1\]: expected integers"),
         ([[True, False]], r"histories\[0\]: expected integers"),
+        ([[10], [True, 7]], r"histories\[1\]: expected integers, got booleans"),
+        ([[10], (7, np.True_)], r"histories\[1\]: expected integers, got booleans"),
+        ([[10], np.array([True])], r"histories\[1\]: expected integers, got dtype bool"),
         ([[10], [[7]]], r"histories\[1\]"),
         ([[10], [2**63]], r"histories\[1\]"),
         ([[10], [2**70]], r"histories\[1\]"),
@@ -122,7 +125,9 @@ def test_wrong_histories_are_value_errors(histories, message: str) -> None:
         make_batch(histories, KNOWN, TOKENS)
 
 
-@pytest.mark.parametrize("users", [[1], [1, 2, 3], [1, -2], [1, 2.5], "ab", 3, [[1], [2]]])
+@pytest.mark.parametrize(
+    "users", [[1], [1, 2, 3], [1, -2], [1, 2.5], [True, 5], "ab", 3, [[1], [2]]]
+)
 def test_wrong_users_are_value_errors(users) -> None:
     with pytest.raises(ValueError, match="users: expected"):
         make_batch([[10], [7]], KNOWN, TOKENS, users=users)
@@ -156,3 +161,24 @@ def test_exclusions_may_be_none_per_request() -> None:
 def test_a_batch_checks_itself(ids, mask, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Batch(ids, mask)
+
+
+class TestVocabulary:
+    MASK = torch.ones(1, 3, dtype=torch.bool)
+
+    def test_made_from_histories_it_fits_its_tokens(self) -> None:
+        for histories in ([[10, 7], []], []):
+            batch = make_batch(histories, KNOWN, TOKENS)
+            batch.check_vocabulary(TOKENS.vocab_size)
+            with pytest.raises(ValueError, match=f"got {TOKENS.eos_id}"):
+                batch.to("cpu").check_vocabulary(TOKENS.vocab_size - 1)
+
+    @pytest.mark.parametrize(("ids", "got"), [([0, 9, 3], "9"), ([-1, 8, 3], "-1")])
+    def test_made_by_hand_it_is_read(self, ids: list[int], got: str) -> None:
+        batch = Batch(torch.tensor([ids]), self.MASK)
+        for same in (batch, batch.to("cpu")):
+            with pytest.raises(ValueError, match=rf"token ids 0\.\.8, .* got {got}; make batches"):
+                same.check_vocabulary(9)
+
+    def test_none_is_outside_an_empty_one(self) -> None:
+        Batch(torch.zeros(0, 3, dtype=torch.int64), self.MASK[:0]).check_vocabulary(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import threading
 from pathlib import Path
@@ -21,10 +22,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from sidmlp_kernels.catalogue import Catalogue
-from sidmlp_kernels.known_items import KnownItems
+from sidmlp_kernels.known_items import KnownItems, checked_codes
 from sidmlp_kernels.trie import host_library
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# What every error says: subject, what was expected, what came, and what to do about it.
+SENTENCE = re.compile(r"\S.*: .*expected .+, got .+; .+|\S.*: .*expected .+; got .+; .+", re.DOTALL)
 
 
 def oracle(codes: list[tuple[int, ...]], item_ids: list[int]) -> list[np.ndarray]:
@@ -242,6 +246,9 @@ BAD_CATALOGUES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("ragged", ([[1, 2], [3]],), {}, "same length"),
     ("floats", ([[0.0, 1.0]],), {}, "float64"),
     ("booleans", ([[True, False]],), {}, "bool"),
+    ("a boolean among integers", ([[0, 1], [5, True]],), {}, "codes: .*got booleans"),
+    ("a flag array among rows", ([[0, 1], np.array([True, False])],), {}, "codes: .*got booleans"),
+    ("a boolean among ids", ([[0], [0]], [True, 5]), {}, "item_ids: .*got booleans"),
     ("float tensor", (torch.zeros(2, 2),), {}, "float32"),
     ("strings", ([["a"]],), {}, "integers"),
     ("none", (None,), {}, "integers"),
@@ -280,8 +287,30 @@ BAD_CATALOGUES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ids=[case[0] for case in BAD_CATALOGUES],
 )
 def test_bad_catalogue_is_a_value_error(args: tuple, kwargs: dict, match: str):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=match) as caught:
         Catalogue.from_codes(*args, **kwargs)
+    assert SENTENCE.fullmatch(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("ids", "codes"),
+    [
+        ([0], [1, 2]),
+        ([0], [[0] * 9]),
+        ([0, 1], [[0]]),
+        ([0], [[-1]]),
+        ([0], [[1.0]]),
+        ([-1], [[0]]),
+    ],
+)
+def test_bad_known_items_are_a_value_error(ids: list, codes: list):
+    with pytest.raises(ValueError, match=SENTENCE):
+        KnownItems(ids, codes)
+
+
+def test_codes_of_other_levels_are_a_value_error():
+    with pytest.raises(ValueError, match=SENTENCE):
+        checked_codes([[0, 1]], np.arange(1), [4, 4, 4])
 
 
 def test_builder_rejects_bad_arrays():
@@ -366,13 +395,15 @@ def test_bad_stock_changes_nothing():
         (3, [True, False], "flag"),
         ([[3, 4]], False, "flag"),
         ([3.0], False, "integers"),
+        ([3, True], False, "booleans"),
         ([3], 0.5, "booleans"),
         ([3], 2, "booleans"),
         ([3], None, "booleans"),
     ]
     for ids, flags, match in cases:
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=match) as caught:
             catalogue.set_available(ids, flags)
+        assert SENTENCE.fullmatch(str(caught.value))
     assert catalogue.snapshot() is snapshot
 
 
@@ -558,6 +589,7 @@ def test_altered_tensors(saved: Path, change: dict[str, np.ndarray | None], matc
     with pytest.raises(ValueError, match=match) as caught:
         Catalogue.load(saved)
     assert str(saved) in str(caught.value)
+    assert SENTENCE.fullmatch(str(caught.value))
 
 
 def test_altered_sizes(saved: Path):
