@@ -302,7 +302,7 @@ class Catalogue:
     def load(
         cls, path: str | os.PathLike[str], codes_per_level: Sequence[int] | None = None
     ) -> Catalogue:
-        """Reads a catalogue file, checking every name, shape, dtype and value.
+        """Reads a catalogue file, checking every name, shape, dtype and value, and its checksum.
 
         codes_per_level: C_1..C_L of the model; None: what the file says.
         Raises ValueError for a damaged file or one that contradicts `codes_per_level`, and

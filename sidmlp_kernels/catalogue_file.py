@@ -6,11 +6,14 @@
     known_codes     int32 [M, L]   items that histories may contain but that are never recommended;
     known_item_ids  int64 [M]      both tensors or none
 
-The optional metadata entry `codes_per_level` is a JSON list of C_1..C_L.
+Metadata entries, both optional: `codes_per_level`, a JSON list of C_1..C_L, and `sha256` over that
+list as it stands there and the names, dtypes, shapes and bytes of the tensors in the order of their
+names. A catalogue inside a checkpoint may do without, since config.json has its checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -19,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -42,12 +46,14 @@ def read_catalogue_file(path: Path) -> tuple[dict[str, npt.NDArray[Any]], tuple[
         with safe_open(path, framework="numpy") as file:
             _check_names(path, file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, _stored_sizes(path, file.metadata() or {})
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(
             f"{path}: expected a whole safetensors file, got a damaged one ({error}); "
             f"write or download it again"
         ) from error
+    _check_sum(path, tensors, metadata)
+    return tensors, _stored_sizes(path, metadata)
 
 
 def write_catalogue_file(
@@ -55,6 +61,7 @@ def write_catalogue_file(
 ) -> None:
     """Writes a temporary sibling and renames it, so that a reader sees the old file or the new."""
     metadata = {"codes_per_level": json.dumps(list(codes_per_level))}
+    metadata["sha256"] = _sha256(tensors, metadata["codes_per_level"])
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:  # to learn the mode that the umask gives
@@ -87,6 +94,28 @@ def _check_names(path: Path, file: Any) -> None:
                 f"got {tensor.get_dtype()} {tensor.get_shape()}; "
                 f"write the file with Catalogue.save or sidmlp export"
             )
+
+
+def _sha256(tensors: Mapping[str, npt.NDArray[Any]], codes_per_level: str) -> str:
+    digest = hashlib.sha256(codes_per_level.encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"\n{name} {array.dtype.str} {list(array.shape)}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _check_sum(
+    path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    if "sha256" not in metadata:
+        return
+    got = _sha256(tensors, metadata.get("codes_per_level", ""))
+    if got != metadata["sha256"]:
+        raise ValueError(
+            f"{path}: expected sha256 {metadata['sha256']} of the tensors, got {got}, so the file "
+            f"is damaged or altered; write or download it again"
+        )
 
 
 def _stored_sizes(path: Path, metadata: Mapping[str, str]) -> tuple[int, ...] | None:

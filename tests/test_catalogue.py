@@ -583,13 +583,44 @@ def test_truncated_and_foreign_files(saved: Path):
 def test_altered_tensors(saved: Path, change: dict[str, np.ndarray | None], match: str):
     tensors: dict[str, Any] = {**load_file(saved), **change}
     with safe_open(saved, framework="numpy") as file:
-        metadata = file.metadata()
+        metadata = {"codes_per_level": file.metadata()["codes_per_level"]}  # and no checksum
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     save_file(kept, saved, metadata=metadata)
     with pytest.raises(ValueError, match=match) as caught:
         Catalogue.load(saved)
     assert str(saved) in str(caught.value)
     assert SENTENCE.fullmatch(str(caught.value))
+
+
+def test_every_damaged_byte_is_seen(saved: Path):
+    def content() -> tuple[Any, ...]:
+        found = Catalogue.load(saved)
+        known = found.snapshot().known
+        stock = found.available.tolist()
+        return found.codes_per_level, stock, known.item_ids.tolist(), known.codes.tolist()
+
+    whole, right = saved.read_bytes(), content()
+    refused: list[str] = []
+    for at in range(len(whole)):
+        saved.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            assert content() == right, f"byte {at}"
+        except ValueError as error:
+            refused.append(str(error))
+    header = int.from_bytes(whole[:8], "little")
+    assert len(refused) >= len(whole) - 8 - header  # every byte of the tensors
+    assert all(SENTENCE.fullmatch(message) for message in refused)
+
+
+def test_another_catalogue_in_a_saved_file(saved: Path):
+    with safe_open(saved, framework="numpy") as file:
+        metadata = file.metadata()
+    other = {**load_file(saved), "available": np.zeros(3, np.uint8)}
+    save_file(other, saved, metadata=metadata)
+    with pytest.raises(ValueError, match=r"expected sha256 .*damaged or altered"):
+        Catalogue.load(saved)
+    save_file(other, saved, metadata={"codes_per_level": metadata["codes_per_level"]})
+    assert not Catalogue.load(saved).available.any()  # a file without a checksum is read too
 
 
 def test_altered_sizes(saved: Path):
