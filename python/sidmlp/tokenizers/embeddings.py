@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sidmlp.data import Interactions, Split
+
+logger = logging.getLogger(__name__)
 
 
 def load_vectors(path: Path, num_items: int) -> np.ndarray:
@@ -37,6 +40,7 @@ def cooccurrence_vectors(
     Items that training never sees get zeros. Validation and test positions are not read.
     """
     num_items = data.num_items
+    logger.info("item vectors: counting items chosen together, then an SVD of width %d", dim)
     keys, counts = _pairs(data, split, window)
     if not keys.size:
         return np.zeros((num_items, dim), dtype=np.float32)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sidmlp.progress import bar
+
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "faiss", "torch")
@@ -69,7 +71,7 @@ def residual_kmeans(
     rest = np.ascontiguousarray(vectors, dtype=np.float32)
     total = float(((rest - rest.mean(0)) ** 2).sum()) or 1.0
     codes, centres, residual = [], [], []
-    for level, count in enumerate(codes_per_level):
+    for level, count in enumerate(bar(codes_per_level, "codes")):
         found = kmeans(rest, count, iterations, seed + level)
         nearest = assign(rest, found)
         rest = rest - found[nearest]
@@ -152,7 +154,7 @@ def _kmeans_torch(vectors: np.ndarray, count: int, iterations: int, seed: int) -
     points = torch.from_numpy(vectors)
     generator = torch.Generator().manual_seed(seed)
     centres = _plus_plus(points, count, generator)
-    for _ in range(iterations):
+    for _ in bar(range(iterations), "k-means"):
         nearest = torch.from_numpy(assign(vectors, centres.numpy()))
         sizes = torch.bincount(nearest, minlength=count)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
@@ -172,7 +174,7 @@ def _plus_plus(points: torch.Tensor, count: int, generator: torch.Generator) -> 
     first = torch.randint(points.shape[0], (1,), generator=generator)
     centres = points[first]
     distance = (points - centres).square().sum(1)
-    for _ in range(count - 1):
+    for _ in bar(range(count - 1), "k-means++"):
         # With fewer distinct points than centres all distances reach zero; then any point will do.
         weights = distance if float(distance.sum()) > 0 else torch.ones_like(distance)
         chosen = points[torch.multinomial(weights, 1, generator=generator)]

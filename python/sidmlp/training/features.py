@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sidmlp.data import Examples
 from sidmlp.data.files import read_json, write_json
+from sidmlp.progress import bar
 from sidmlp.teacher import Teacher
-from sidmlp.training.progress import bar
 
 ARRAYS = ("states", "token_offsets", "logits", "codes")
 DTYPES = {"float32": np.float32, "float16": np.float16}

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .progress import bar
+from sidmlp.progress import bar
+
 from .states import load_tensors, save_tensors, seed_everything
 
 logger = logging.getLogger(__name__)
