@@ -182,6 +182,8 @@ class TestDemo:
         ]
         assert text.count("saw last: Film") == 3
         assert "not compiled within 1 s" in text
+        announced = text.index("torch.compile of the reference takes up to 1 s")
+        assert announced < text.index("# Student decode")
         assert "Parity: 100.00%" in text
         found = json.loads((tmp_path / "run" / "demo.json").read_text())
         assert list(found["quality"]) == ["popularity", "teacher", "reference", "kernel"]
@@ -267,6 +269,24 @@ class TestMistakes:
         source = table(tmp_path / "events.csv", users=5)
         assert main(["data", *where, "--table", str(source)]) == 0
         assert "number of items" in fails(capsys, "tokenize", *where, "--codes", "64,64")
+
+    def test_codes_that_cannot_be_served(self, run, capsys, tmp_path, monkeypatch):
+        import sidmlp.tokenizers
+
+        def too_late(*_, **__):
+            raise AssertionError("clustered before the sizes were checked")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sidmlp.tokenizers, "residual_kmeans", too_late)
+            patch.setattr(sidmlp.tokenizers, "cooccurrence_vectors", too_late)
+            for codes in ("2,2,2,2,2,2,2,2", "4,32768"):
+                message = fails(capsys, "tokenize", "--run", run, "--codes", codes)
+                assert "expected 1..8 levels of 1..32767 codes" in message
+                assert "use fewer codes or levels" in message
+        large = np.stack([np.zeros(30, dtype=np.int64), np.arange(30) + 32_740], axis=1)
+        np.savez(tmp_path / "semantic_ids.npz", large=large)
+        message = fails(capsys, "tokenize", "--run", run, "--semantic-ids", tmp_path, "large")
+        assert "got 2 levels of [1, 32770] codes" in message
 
     def test_few_beams(self, run, capsys):
         assert "--beams" in fails(capsys, "evaluate", "--run", run, "--beams", "3")

@@ -312,3 +312,28 @@ def test_a_round_trip_through_the_files_decodes_the_same(tmp_path: Path) -> None
     )
     assert torch.equal(got.items, expected.items)
     assert torch.equal(got.scores, expected.scores)
+
+
+@pytest.mark.parametrize("sizes", [(2,) * 9, (4, 32_768)])
+def test_what_no_reader_takes_is_not_written(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    student = Student(StudentConfig(sizes, 8, 8, 2, 16, 4, 8, 1))
+    codes = np.zeros((1, len(sizes)), np.int64)
+    with pytest.raises(ValueError, match=r"codes_per_level: expected 1\.\.8 levels .*; .* fewer"):
+        export(
+            tmp_path / "s", student=student, codes=codes, item_ids=[0], tokens=token_layout(sizes)
+        )
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_limits_are_the_readers() -> None:
+    from sidmlp.data import tokens
+    from sidmlp_kernels import spec
+
+    assert (tokens.MAX_LEVELS, tokens.MAX_CODES) == (spec.MAX_LEVELS, spec.MAX_CODES)
+
+
+@pytest.mark.parametrize("name", ["num_user_tokens", "max_items"])
+def test_tokens_for_nobody_or_nothing_are_refused(tmp_path: Path, name: str) -> None:
+    tokens = {**token_layout(SIZES), name: 0}
+    with pytest.raises(ValueError, match=r"tokens: expected .* >= 1, got .*; "):
+        export(tmp_path / "s", tokens=tokens)

@@ -32,6 +32,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sidmlp.beam import LevelOptions
+from sidmlp.data import check_servable
 from sidmlp.student import Student
 from sidmlp.trie import catalogue_arrays
 
@@ -153,6 +154,12 @@ def _checked_tokens(tokens: Mapping[str, Any], codes_per_level: Sequence[int]) -
         raise ValueError(
             f"tokens: expected {len(codes_per_level)} code_offsets, one per level, got "
             f"{len(offsets)}; use token_layout(codes_per_level)"
+        )
+    if min(fields["num_user_tokens"], fields["max_items"]) < 1:
+        raise ValueError(
+            f"tokens: expected num_user_tokens and max_items >= 1, got "
+            f"{fields['num_user_tokens']} and {fields['max_items']}; a user without an id takes "
+            f"one user token, and a history has at least one item"
         )
     spans = [range(o, o + c) for o, c in zip(offsets, codes_per_level, strict=True)]
     spans.append(range(fields["user_offset"], fields["user_offset"] + fields["num_user_tokens"]))
@@ -346,12 +353,13 @@ def export_checkpoint(
     normalisation "children", temperatures and level_weights 1.0.
 
     An existing checkpoint is replaced, other files beside it stay. Raises ValueError before
-    anything is written: for sizes that do not fit together, NaN or Inf in weights, bad codes or
-    ids, and a `directory` that holds something other than a checkpoint.
+    anything is written: for sizes that do not fit together or that no reader takes, NaN or Inf in
+    weights, bad codes or ids, and a `directory` that holds something other than a checkpoint.
     """
     target = Path(directory).expanduser().resolve()
     _check_replaceable(target)
     sizes = student.config.codes_per_level
+    check_servable(sizes)
     token_fields = _checked_tokens(tokens, sizes)
     decode_fields = _checked_decode(decode, len(sizes))
     encoder_fields, encoder_weights = _checked_encoder(

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     """Tokenises the run's items."""
     import numpy as np
 
-    from sidmlp.data import leave_last_out, load_semantic_ids
+    from sidmlp.data import check_servable, leave_last_out, load_semantic_ids
     from sidmlp.tokenizers import (
         cooccurrence_vectors,
         deduplicate,
@@ -85,6 +85,8 @@ def run(options: argparse.Namespace) -> None:
 
     directory = RunDirectory(options.run)
     data = load_data(directory)
+    if options.semantic_ids is None:  # before minutes of clustering; one level is still to come
+        check_servable((*options.codes, 1))
     if options.semantic_ids is not None:
         codes = load_semantic_ids(Path(options.semantic_ids[0]), options.semantic_ids[1])
         if len(codes) != data.num_items:
@@ -109,6 +111,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"before the last code {collisions}")
         facts = {"residual": [round(value, 4) for value in books.residual]}
         per_level = np.asarray([*options.codes, int(codes[:, -1].max()) + 1])
+    check_servable(per_level.tolist())
     unique = len(np.unique(codes, axis=0))
     fingerprint = save_codes(directory, codes)
     directory.finish(

@@ -5,13 +5,14 @@ from .interactions import Interactions
 from .movielens import load_movielens
 from .split import Examples, Split, leave_last_out, training_counts, training_mask
 from .tables import load_table
-from .tokens import TokenSpec
+from .tokens import TokenSpec, check_servable
 
 __all__ = [
     "Examples",
     "Interactions",
     "Split",
     "TokenSpec",
+    "check_servable",
     "leave_last_out",
     "load_arrays",
     "load_movielens",

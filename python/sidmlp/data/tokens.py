@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,20 @@ import torch
 from torch import Tensor
 
 from .split import Examples
+
+MAX_LEVELS = 8  # what sidmlp_kernels loads
+MAX_CODES = 32_767  # its codes are int16
+
+
+def check_servable(codes_per_level: Sequence[int]) -> None:
+    """ValueError unless sidmlp_kernels can load a student with so many levels and codes."""
+    sizes = [int(size) for size in codes_per_level]
+    if not 1 <= len(sizes) <= MAX_LEVELS or not all(1 <= size <= MAX_CODES for size in sizes):
+        raise ValueError(
+            f"codes_per_level: expected 1..{MAX_LEVELS} levels of 1..{MAX_CODES} codes, the level "
+            f"for duplicates included, got {len(sizes)} levels of {sizes} codes; sidmlp_kernels "
+            f"loads no others, so use fewer codes or levels"
+        )
 
 
 @dataclass(frozen=True)
