@@ -248,6 +248,7 @@ class TestMovieLens:
     @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
     def test_the_download_shows_its_progress_on_a_terminal(self, tmp_path, monkeypatch):
         leader, follower = os.openpty()
+        os.set_blocking(leader, False)  # nothing to read is a failure, not a wait
         loud = "print('a bar'); import sys; sys.exit('no such file')"
         (tmp_path / "pip.py").write_text(loud)
         monkeypatch.chdir(tmp_path)  # where `python -m` looks first
