@@ -32,7 +32,7 @@ from sidmlp_kernels.testing import PackedModel, Problem, assert_results_equal, m
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Backends whose activations are float32 whatever the dtype of the weights.
-FLOAT32_ACTIVATIONS = ("cpu",)
+FLOAT32_ACTIVATIONS = ("cpu", "cuda")
 
 CASES: dict[str, dict[str, Any]] = {
     # levels
