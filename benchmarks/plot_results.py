@@ -185,10 +185,13 @@ def plot(path: Path, folder: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", type=Path, help="default: results/decode-*.json")
+    parser.add_argument("files", nargs="*", type=Path, help="default: all results of bench_decode")
     parser.add_argument("--out", type=Path, help="folder for the PNGs; default: beside the file")
     args = parser.parse_args(arguments)
-    files = args.files or sorted(RESULTS.glob("decode-*.json"))
+    of_bench_decode = (
+        p for p in sorted(RESULTS.glob("*.json")) if read_json(p)["kind"] == "decode"
+    )
+    files = args.files or list(of_bench_decode)
     if not files:
         parser.error(f"files: expected results in {RESULTS}; run bench_decode.py first")
     try:
