@@ -19,11 +19,13 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/python:$(PYTHONPATH)
 BUILT := build/.built-in-place
 TEST :=
 LINT :=
+CLANG_FORMAT := clang-format
 else
 PY := .venv/bin/python
 BUILT := .venv/.built
 TEST := .venv/.test
 LINT := .venv/.lint
+CLANG_FORMAT := .venv/bin/clang-format
 PIP := $(PY) -m pip install -q --disable-pip-version-check --no-compile $(PIP_ARGS)
 endif
 
@@ -37,14 +39,14 @@ test: $(BUILT) $(TEST)
 lint: $(BUILT) $(TEST) $(LINT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(PY) -m clang_format --dry-run --Werror
+	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(CLANG_FORMAT) --dry-run --Werror
 	$(PY) -m mypy
 	$(PY) benchmarks/make_tables.py --check README.md
 
 format: $(BUILT) $(LINT)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(PY) -m clang_format -i
+	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(CLANG_FORMAT) -i
 
 benchmark: $(BUILT) $(TEST)
 	$(PY) benchmarks/bench_decode.py $(ARGS)
