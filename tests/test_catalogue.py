@@ -508,7 +508,9 @@ def test_save_and_load(saved: Path):
         assert catalogue.snapshot().known.codes[3].tolist() == [4, 299]
     again = saved.with_name("again.safetensors")
     catalogue.save(again)
-    assert again.read_bytes() == saved.read_bytes()
+    assert again.stat().st_size == saved.stat().st_size
+    for name, tensor in load_file(again).items():  # safetensors orders its metadata at random
+        assert np.array_equal(tensor, tensors[name]), name
 
 
 def test_load_without_stated_sizes(saved: Path):
