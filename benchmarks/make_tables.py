@@ -59,6 +59,9 @@ def caption(report: Report) -> str:
     others = max((point.get("others_cpu_share", 0.0) for point in report["results"]), default=0.0)
     if others > QUIET:
         facts.append(f"**noisy: others used up to {others:.0%} of the processor**")
+    again = [point["batch"] for point in report["results"] if point.get("remeasured")]
+    if again:
+        facts.append(f"batch {' and '.join(map(str, again))} measured a second time, as noisy")
     if setting.get("quick"):
         facts.append("**a quick try-out, not a measurement**")
     return f"<sub>{', '.join(facts)}</sub>"

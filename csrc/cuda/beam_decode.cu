@@ -3,8 +3,8 @@
 //   shared memory (csrc/cuda/layout.h), largest of the published size (D 128, H 512, C 256, L 4,
 //   50 beams): hidden rows 32 KB, partial sums 16 KB, logits 16 KB, first layers 8 KB, keys 4 KB
 //
-// The plain form, for every size: bound by the latency of dependent loads and barriers, of which
-// two blocks of a multiprocessor hide some of each other's.
+// The plain form, for every size: thought bound (not profiled) by dependent loads and barriers, of
+// which two blocks of a multiprocessor hide some of each other's.
 #include "cuda/beam.cuh"
 #include "cuda/launch.h"
 #include "cuda/launch_shape.h"
