@@ -27,6 +27,6 @@ Sizes, dtypes, shapes and devices that do not fit raise RuntimeError naming the 
 these through `Recommender`, which raises ValueError instead.
 """
 
-from sidmlp_kernels.ops.library import SCHEMAS, load
+from sidmlp_kernels.ops.library import SCHEMAS, load, operator
 
-__all__ = ["SCHEMAS", "load"]
+__all__ = ["SCHEMAS", "load", "operator"]

@@ -1,13 +1,16 @@
 """Schemas and fakes of `torch.ops.sidmlp.*`, and the loading of the libraries that implement them.
 
 One schema serves every backend: implementations register themselves for their dispatch key when
-their library is loaded. What each operator computes is specified in `sidmlp_kernels.ops`.
+their library is loaded. Triton shares CUDA's dispatch key, so `X_triton` stands beside each `X`
+with the same schema and fake. What each operator computes is specified in `sidmlp_kernels.ops`.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,12 +37,28 @@ SCHEMAS = {
 }
 
 _library = torch.library.Library("sidmlp", "DEF")
+TRITON_SUFFIX = "_triton"
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema)
+    _library.define(_name + TRITON_SUFFIX + _schema)
 
 _NUM_FIXED_SIZES = 7  # sizes = [L, D, heads, head_dim, F, H, blocks, C_1 .. C_L]
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+Fake = TypeVar("Fake", bound=Callable[..., object])
+
+
+def _fake(name: str) -> Callable[[Fake], Fake]:
+    """Registers the fake of operator `name` and of its Triton sibling."""
+
+    def register(function: Fake) -> Fake:
+        for suffix in ("", TRITON_SUFFIX):
+            torch.library.register_fake(f"sidmlp::{name}{suffix}", function, lib=_library)
+        return function
+
+    return register
 
 
 def _fake_results(batch_of: Tensor, sizes: list[int], k: int) -> Results:
@@ -52,14 +71,14 @@ def _fake_results(batch_of: Tensor, sizes: list[int], k: int) -> Results:
     )
 
 
-@torch.library.register_fake("sidmlp::beam_decode", lib=_library)
+@_fake("beam_decode")
 def _beam_decode_fake(
     context, heads, catalogue, exclude_ids, exclude_offsets, sizes, layer_norm_eps, k, *_decode
 ) -> Results:
     return _fake_results(context, sizes, k)
 
 
-@torch.library.register_fake("sidmlp::decode_states", lib=_library)
+@_fake("decode_states")
 def _decode_states_fake(
     states,
     mask,
@@ -76,15 +95,21 @@ def _decode_states_fake(
     return _fake_results(states, sizes, k)
 
 
-@torch.library.register_fake("sidmlp::context_readout", lib=_library)
+@_fake("context_readout")
 def _context_readout_fake(states, mask, readout, sizes, layer_norm_eps, isa) -> Tensor:
     return states.new_empty((states.shape[0], sizes[1]), dtype=torch.float32)
 
 
-@torch.library.register_fake("sidmlp::level_logits", lib=_library)
+@_fake("level_logits")
 def _level_logits_fake(context, prefix_codes, heads, sizes, layer_norm_eps, isa) -> Tensor:
     width = sizes[_NUM_FIXED_SIZES + prefix_codes.shape[1]]
     return context.new_empty((context.shape[0], width), dtype=torch.float32)
+
+
+def operator(name: str, backend: str) -> Any:
+    """The overload of `torch.ops.sidmlp` that runs operator `name` on `backend`."""
+    suffix = TRITON_SUFFIX if backend == "triton" else ""
+    return getattr(torch.ops.sidmlp, name + suffix).default
 
 
 @functools.cache
