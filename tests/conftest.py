@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -45,6 +47,15 @@ def backend(request: pytest.FixtureRequest) -> str:
 def device(backend: str) -> torch.device:
     """Where `backend` runs."""
     return _device_of(backend)
+
+
+@pytest.fixture(scope="module")
+def cpu_only() -> Iterator[None]:
+    """No backend but the CPU's, for tests of what surrounds it: test_kernel_*.py run them all."""
+    with pytest.MonkeyPatch.context() as patch:
+        cpu = tuple(backend for backend in backends.BACKENDS if backend.name == "cpu")
+        patch.setattr(backends, "BACKENDS", cpu)
+        yield
 
 
 @pytest.fixture
