@@ -13,6 +13,7 @@ import torch
 from parity import DTYPES, ISAS, decode, require_isa, student_of, trie_of
 
 from sidmlp.beam import Beams, LevelOptions, expand
+from sidmlp_kernels.ops import operator
 from sidmlp_kernels.plan import ISAS as ISA_NUMBERS
 from sidmlp_kernels.testing import PackedModel, Problem, assert_bounded, make_problem
 
@@ -59,10 +60,15 @@ def test_contexts(
 
 
 def level_logits(
-    problem: Problem, dtype: torch.dtype, device: torch.device, isa: str, *inputs: torch.Tensor
+    problem: Problem,
+    dtype: torch.dtype,
+    backend: str,
+    device: torch.device,
+    isa: str,
+    *inputs: torch.Tensor,
 ) -> torch.Tensor:
     packed = problem.packed(dtype).to(device)
-    return torch.ops.sidmlp.level_logits.default(
+    return operator("level_logits", backend)(
         *(tensor.to(device) for tensor in inputs),
         list(packed.heads),
         list(packed.sizes),
@@ -84,7 +90,7 @@ def test_logits_of_every_level(backend: str, device: torch.device, case: str, dt
     for level in range(len(sizes)):
         inputs = (context, prefix[:, :level].int().contiguous())
         assert_bounded(
-            level_logits(problem, DTYPES[dtype], device, "auto", *inputs),
+            level_logits(problem, DTYPES[dtype], backend, device, "auto", *inputs),
             same.logits(level, context.to(DTYPES[dtype]), prefix),
             exact.logits(level, context.double(), prefix),
             dtype=DTYPES[dtype],
@@ -115,7 +121,8 @@ def test_half_weights_cost_nothing_but_their_own_rounding(dtype: str, isa: str) 
     problem = problem_of("heads", "three blocks")
     prefix = torch.tensor([[1, 2], [3, 4], [5, 15]])
     context = torch.randn(3, problem.spec.dim, generator=torch.Generator().manual_seed(2))
-    got = level_logits(problem, DTYPES[dtype], torch.device("cpu"), isa, context, prefix.int())
+    cpu = torch.device("cpu")
+    got = level_logits(problem, DTYPES[dtype], "cpu", cpu, isa, context, prefix.int())
     float32 = student_of(problem, torch.float32).logits(2, context, prefix)
     exact = student_of(problem).logits(2, context.double(), prefix)
     own = PackedModel(problem.packed(DTYPES[dtype])).logits(2, context.double(), prefix)
