@@ -15,12 +15,18 @@ from sidmlp.beam import Beams, Decoded, LevelOptions
 from sidmlp.bounds import check_decode, decode_bounds
 from sidmlp.student import Student, StudentConfig
 from sidmlp.trie import Trie
+from sidmlp_kernels import backends
 from sidmlp_kernels.plan import DecodePlan
 from sidmlp_kernels.testing import PackedModel, Problem, exclude_tensors, rounding_floor
 from sidmlp_kernels.trie import host_library
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ISAS = ("plain", "avx2", "avx512")
+
+GPU_BACKENDS = [backend.name for backend in backends.BACKENDS if backend.device_type == "cuda"]
+
+# Backends whose activations are float32 whatever the dtype of the weights.
+FLOAT32_ACTIVATIONS = ("cpu", "cuda")
 
 
 def require_isa(isa: str) -> None:
@@ -29,6 +35,14 @@ def require_isa(isa: str) -> None:
     missing = needed - set(host_library().build_info()["instruction_sets"])
     if missing:
         pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+
+
+def require_sizes(backend: str, problem: Problem, dtype: torch.dtype = torch.float32) -> None:
+    """Skips the test where the backend says that it runs, but not these sizes."""
+    beams = problem.settings.num_beams
+    reason = backends.why_not(backend, problem.spec, dtype=dtype, num_beams=beams)
+    if reason:
+        pytest.skip(f"backend {backend}: {reason}")
 
 
 def student_of(problem: Problem, dtype: torch.dtype = torch.float64) -> Student:

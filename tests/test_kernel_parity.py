@@ -18,6 +18,7 @@ import pytest
 import torch
 from parity import (
     DTYPES,
+    FLOAT32_ACTIVATIONS,
     ISAS,
     assert_within_bounds,
     decode,
@@ -30,9 +31,6 @@ from sidmlp_kernels.student import Student
 from sidmlp_kernels.testing import PackedModel, Problem, assert_results_equal, make_problem
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-# Backends whose activations are float32 whatever the dtype of the weights.
-FLOAT32_ACTIVATIONS = ("cpu", "cuda")
 
 CASES: dict[str, dict[str, Any]] = {
     # levels
