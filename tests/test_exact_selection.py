@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from parity import DTYPES, ISAS, options_of, require_isa, student_of, trie_of
+from parity import DTYPES, ISAS, options_of, require_isa, require_sizes, student_of, trie_of
 
 from sidmlp.beam import beam_decode
 from sidmlp_kernels.spec import DecodeSpec
@@ -128,6 +128,7 @@ def test_full_tree(backend: str, device: torch.device, num_beams: int, normalisa
     settings = with_settings(3, num_beams=num_beams, normalisation=normalisation)
     codes = full_tree((8, 9, 8), repeats=2)
     problem, context = make_grid_problem(codes, (8, 9, 8), settings=settings, k=num_beams, batch=5)
+    require_sizes(backend, problem)
     wanted = reference(problem, context)
     scores = wanted[1]
     if num_beams >= 50:
@@ -199,6 +200,7 @@ def test_a_wide_level_ties_by_code(backend: str, device: torch.device) -> None:
     codes = torch.arange(8192)[:, None].flip(0)
     settings = with_settings(1, num_beams=600, level_weights=(0.0,))
     problem, context = make_grid_problem(codes, (8192,), settings=settings, k=600)
+    require_sizes(backend, problem)
     found = kernel(problem, context, backend, device)[2]
     assert found[0, :, 0].tolist() == list(range(600))
 

@@ -23,6 +23,7 @@ from parity import (
     assert_within_bounds,
     decode,
     require_isa,
+    require_sizes,
     score_errors,
     student_of,
 )
@@ -103,6 +104,7 @@ def eps_of(case: str, dtype: torch.dtype, states_dtype: torch.dtype = torch.floa
 )
 def test_decode(backend: str, device: torch.device, case: str) -> None:
     problem = problem_of(case)
+    require_sizes(backend, problem)
     result = decode(problem.plan(backend, device=device), problem)
     eps = eps_of(case, torch.float32)
     assert eps[-1] < 1e-3, f"eps {eps} says nothing: this is no test"
@@ -144,21 +146,30 @@ def test_decode_with_each_instruction_set(case: str, dtype: str, isa: str) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["L4", "C8192 within", "H100 blocks 3", "512 beams", "weights"])
-def test_level_modes_do_not_change_a_bit(
+def test_level_modes_do_not_matter(
     backend: str, device: torch.device, case: str, dtype: str
 ) -> None:
+    """Not by a bit where activations are float32; elsewhere a dense level may round otherwise, on
+    tensor cores, and each choice is as right as the other."""
     problem = problem_of(case)
+    require_sizes(backend, problem, DTYPES[dtype])
     levels = problem.spec.num_levels
-    sparse, dense, mixed = (
-        decode(problem.plan(backend, DTYPES[dtype], device=device, dense=flags), problem)
-        for flags in (
-            [False] * levels,
-            [True] * levels,
-            [level % 2 == 1 for level in range(levels)],
-        )
-    )
-    for other in (dense, mixed):
-        assert_results_equal(_tensors(other), _tensors(sparse), where=f"{case}, {dtype}")
+    sparse = None
+    for flags in (
+        [False] * levels,
+        [True] * levels,
+        [level % 2 == 1 for level in range(levels)],
+    ):
+        plan = problem.plan(backend, DTYPES[dtype], device=device, dense=flags)
+        where = f"{case}, {backend} {dtype}, dense {flags}"
+        result = decode(plan, problem)
+        if backend in FLOAT32_ACTIVATIONS:
+            sparse = sparse or result
+            assert_results_equal(_tensors(result), _tensors(sparse), where=where)
+        else:
+            assert_within_bounds(result, problem, eps_of(case, DTYPES[dtype]), where=where)
+            again = _tensors(decode(plan, problem))
+            assert_results_equal(again, _tensors(result), where=where, wanted_is="the first run")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
