@@ -10,7 +10,7 @@ A document marks the place of a table, whose lines between the markers belong to
     <!-- /table -->
 
 With results of several machines a marker names one: table:decode-batch@amd-epyc, as in the name of
-its file, <kind>-<machine>.json.
+its file, <kind>-<machine>.json. A GPU's table stays empty until a GPU has been measured.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, format_count, read_json
+from gpu_tables import GPU_TABLES, decode_cuda_tables, decode_gpu_tables
+from table_cells import markdown, number_cell, time_cell, times_cell
 
 Report = dict[str, Any]
 Row = dict[str, Any]
@@ -40,16 +42,10 @@ KERNEL = "recommender-float32"
 QUIET = 0.05
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table whose first `left` columns are text and the others numbers."""
-    rule = ["---"] * left + ["---:"] * (len(header) - left)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
-
-
 def caption(report: Report) -> str:
     """Where and how the numbers were measured, as one line below a table."""
     machine, setting = report["machine"], report["setting"]
-    if report["kind"] == "decode-cuda":
+    if report["kind"] in ("decode-cuda", "decode-gpu"):
         facts = [report["gpu"], f"torch {machine['torch']}"]
     elif report["kind"] == "decode":
         facts = [machine["cpu"], f"{setting['threads']} threads", f"torch {machine['torch']}"]
@@ -62,30 +58,11 @@ def caption(report: Report) -> str:
     again = [point["batch"] for point in report["results"] if point.get("remeasured")]
     if again:
         facts.append(f"batch {' and '.join(map(str, again))} measured a second time, as noisy")
+    if not report.get("complete", True):
+        facts.append("**a benchmark that did not finish**")
     if setting.get("quick"):
         facts.append("**a quick try-out, not a measurement**")
     return f"<sub>{', '.join(facts)}</sub>"
-
-
-def time_cell(microseconds: float | None) -> str:
-    """A time with three digits and its unit."""
-    if microseconds is None:
-        return "-"
-    if microseconds < 1e3:
-        return f"{number_cell(microseconds)} µs"
-    return f"{number_cell(microseconds / 1e3)} ms"
-
-
-def number_cell(number: float) -> str:
-    """A number with about three digits."""
-    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
-
-
-def times_cell(factor: float | None) -> str:
-    """How many times faster."""
-    if factor is None:
-        return "-"
-    return f"{factor:.1f}x" if factor < 100 else f"{factor:.0f}x"
 
 
 def variant(point: Row, key: str) -> Row:
@@ -268,41 +245,10 @@ def catalogue_tables(report: Report) -> dict[str, str]:
     return {"catalogue": markdown([*header, "bytes a node"], rows)}
 
 
-def decode_cuda_tables(report: Report) -> dict[str, str]:
-    """Name -> table of bench_decode_cuda's results."""
-    header = [
-        "batch",
-        "decode_states, fp32",
-        "decode_states, bf16",
-        "users/s, bf16",
-        "beam_decode alone, bf16",
-        "a call from Python, bf16",
-        "reference, eager",
-    ]
-    rows = []
-    for point in report["results"]:
-        variants = point["variants"]
-
-        def median(name: str, variants: Row = variants) -> str:
-            return time_cell(variants.get(name, {}).get("p50_us"))
-
-        rows.append(
-            [
-                str(point["batch"]),
-                median("decode_states, graph, float32"),
-                median("decode_states, graph, bfloat16"),
-                number_cell(variants["decode_states, graph, bfloat16"]["users_per_s"]),
-                median("beam_decode, graph, bfloat16"),
-                median("Recommender.decode_states, bfloat16"),
-                median("reference, eager"),
-            ]
-        )
-    return {"decode-cuda": markdown(header, rows)}
-
-
 KINDS: dict[str, Callable[[Report], dict[str, str]]] = {
     "decode": decode_tables,
     "decode-cuda": decode_cuda_tables,
+    "decode-gpu": decode_gpu_tables,
     "catalogue": catalogue_tables,
 }
 
@@ -322,13 +268,18 @@ def all_tables(results: Path) -> dict[str, dict[str, str]]:
 
 
 def filled(text: str, tables: dict[str, dict[str, str]], what: str) -> str:
-    """`text` with every marked table as `tables` has it; ValueError for a marker without one."""
+    """`text` with every marked table as `tables` has it.
+
+    A GPU's marker without results gets an empty table, any other ValueError.
+    """
 
     def replacement(found: re.Match[str]) -> str:
         name, machine = found["name"], found["machine"]
         machines = tables.get(name, {})
         if machine is None and len(machines) == 1:
             machine = next(iter(machines))
+        if name in GPU_TABLES and machine is None and not machines:
+            return f"{found['open']}{found['close']}"
         if machine not in machines:
             have = ", ".join(sorted(machines)) or "no results"
             raise ValueError(

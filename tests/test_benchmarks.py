@@ -325,7 +325,14 @@ def test_plots_are_made(benchmarks, results, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["bench_decode.py", "bench_catalogue.py", "make_tables.py", "plot_results.py"]
+    "script",
+    [
+        "bench_decode.py",
+        "bench_decode_gpu.py",
+        "bench_catalogue.py",
+        "make_tables.py",
+        "plot_results.py",
+    ],
 )
 def test_scripts_explain_themselves(script):
     if script == "plot_results.py":

@@ -1,0 +1,185 @@
+"""The tables of GPU results, each with a sentence that leads into it.
+
+The sentence belongs to the table because a document shows neither before a GPU was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from table_cells import markdown, number_cell, time_cell, times_cell
+
+Report = dict[str, Any]
+Row = dict[str, Any]
+
+BEST = "best compiled"
+OPERATORS = {
+    "beam_decode": "heads and beams alone (`beam_decode`)",
+    "decode_states": "readout, heads and beams (`decode_states`)",
+}
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+# Table -> operator, position of the catalogue, L2 cold.
+DECODE_GPU = {
+    "decode-gpu": ("beam_decode", 0, False),
+    "decode-gpu-cold": ("beam_decode", 0, True),
+    "decode-gpu-states": ("decode_states", 0, False),
+    "decode-gpu-states-cold": ("decode_states", 0, True),
+    "decode-gpu-large": ("beam_decode", 1, False),
+    "decode-gpu-large-states": ("decode_states", 1, False),
+}
+# Those that may be missing.
+GPU_TABLES = ("decode-cuda", *DECODE_GPU, "decode-gpu-peers", "decode-gpu-host")
+
+
+def names_of(rows: Sequence[Row], side: str) -> list[str]:
+    """Who takes part on one side, in the order of the results."""
+    return list(dict.fromkeys(row["name"] for row in rows if row["side"] == side))
+
+
+def measured(report: Report, operator: str, catalogue: str) -> list[tuple[Row, list[Row]]]:
+    """Points of a catalogue in order of batch, each with the operator's rows of one dtype."""
+    dtypes = report["setting"]["dtypes"]
+    dtype = "bfloat16" if "bfloat16" in dtypes else dtypes[0]
+    points = [point for point in report["results"] if point["catalogue"] == catalogue]
+    return [
+        (
+            point,
+            [r for r in point["variants"] if (r["operator"], r["dtype"]) == (operator, dtype)],
+        )
+        for point in sorted(points, key=lambda point: point["batch"])
+    ]
+
+
+def setting_words(report: Report, catalogue: str) -> str:
+    """Weights, beams and catalogue."""
+    setting, about = report["setting"], report["catalogues"][catalogue]
+    dtypes = setting["dtypes"]
+    dtype = DTYPES["bfloat16" if "bfloat16" in dtypes else dtypes[0]]
+    return (
+        f"{dtype} weights, {setting['num_beams']} beams, {about['items']:,} items ({about['name']})"
+    )
+
+
+def decode_gpu_table(report: Report, operator: str, catalogue: str, cold: bool) -> str | None:
+    """One row per batch: the fastest compiled peer, every backend, and how they compare."""
+    points = measured(report, operator, catalogue)
+    prefix = "cold_" if cold else ""
+    p50, faster, best = f"{prefix}p50_us", f"{prefix}times_faster_than", f"{prefix}best_compiled"
+    points = [(point, rows) for point, rows in points if any(p50 in row for row in rows)]
+    if not points:
+        return None
+    backends = names_of([row for _, rows in points for row in rows], "backend")
+    header = ["batch", "PyTorch, compiled", *backends]
+    header += [f"PyTorch / {name}" for name in backends]
+    header += [] if cold else [f"users/s, {name}" for name in backends]
+    body = []
+    for point, rows in points:
+        ours = [next((r for r in rows if r["name"] == name), {}) for name in backends]
+        peer = next((row[best] for row in ours if best in row), None)
+        peer = next((row[p50] for row in rows if row["name"] == peer), None)
+        cells = [str(point["batch"]), time_cell(peer)]
+        cells += [time_cell(row.get(p50)) for row in ours]
+        cells += [times_cell(row.get(faster, {}).get(BEST)) for row in ours]
+        if not cold:
+            cells += [number_cell(r["users_per_s"]) if r else "-" for r in ours]
+        body.append(cells)
+    empty = points[0][0]["empty_graph"].get(p50)
+    caches = "the L2 cache flushed before each" if cold else "caches warm"
+    lead = (
+        f"On an {report['gpu']}, {OPERATORS[operator]}, {setting_words(report, catalogue)}, CUDA "
+        f"graph replays, {caches}; a graph of one empty kernel takes {time_cell(empty)}. The peer "
+        "is plain PyTorch written for speed (`benchmarks/torch_peer.py`), compiled, in a CUDA "
+        "graph too:"
+    )
+    return f"{lead}\n\n{markdown(header, body)}"
+
+
+def peers_table(report: Report, catalogue: str) -> str | None:
+    """Every participant's time for beam_decode."""
+    points = measured(report, "beam_decode", catalogue)
+    everyone = [row for _, rows in points for row in rows]
+    if not everyone:
+        return None
+    names = names_of(everyone, "peer") + names_of(everyone, "backend")
+    body = [
+        [
+            str(point["batch"]),
+            *(
+                time_cell(next((r["p50_us"] for r in rows if r["name"] == name), None))
+                for name in names
+            ),
+        ]
+        for point, rows in points
+    ]
+    lead = f"Everyone, `beam_decode`, {setting_words(report, catalogue)}, caches warm:"
+    return f"{lead}\n\n{markdown(['batch', *names], body)}"
+
+
+def host_table(report: Report, catalogue: str) -> str | None:
+    """Microseconds of Python for each call."""
+    points = [
+        point
+        for point in sorted(report["results"], key=lambda point: point["batch"])
+        if point["catalogue"] == catalogue and "host_us" in point
+    ]
+    if not points:
+        return None
+    calls = list(dict.fromkeys(call for point in points for call in point["host_us"]))
+    body = [
+        [f"`{call}`", *(time_cell(point["host_us"].get(call)) for point in points)]
+        for call in calls
+    ]
+    header = ["", *(f"batch {point['batch']}" for point in points)]
+    return f"What a call costs Python, {report['gpu']}:\n\n{markdown(header, body)}"
+
+
+def decode_gpu_tables(report: Report) -> dict[str, str]:
+    """Name -> table of bench_decode_gpu's results."""
+    catalogues = list(report["catalogues"])
+    if not catalogues:
+        return {}
+    tables = {
+        name: decode_gpu_table(report, operator, catalogues[position], cold)
+        for name, (operator, position, cold) in DECODE_GPU.items()
+        if position < len(catalogues)
+    }
+    tables["decode-gpu-peers"] = peers_table(report, catalogues[0])
+    tables["decode-gpu-host"] = host_table(report, catalogues[0])
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+def decode_cuda_tables(report: Report) -> dict[str, str]:
+    """Name -> table of an older benchmark of the CUDA backend alone."""
+    header = [
+        "batch",
+        "decode_states, fp32",
+        "decode_states, bf16",
+        "users/s, bf16",
+        "beam_decode alone, bf16",
+        "a call from Python, bf16",
+        "reference, eager",
+    ]
+    rows = []
+    for point in report["results"]:
+        variants = point["variants"]
+
+        def median(name: str, variants: Row = variants) -> str:
+            return time_cell(variants.get(name, {}).get("p50_us"))
+
+        rows.append(
+            [
+                str(point["batch"]),
+                median("decode_states, graph, float32"),
+                median("decode_states, graph, bfloat16"),
+                number_cell(variants["decode_states, graph, bfloat16"]["users_per_s"]),
+                median("beam_decode, graph, bfloat16"),
+                median("Recommender.decode_states, bfloat16"),
+                median("reference, eager"),
+            ]
+        )
+    lead = (
+        f"On an {report['gpu']}, one launch for the readout and all levels (CUDA graph replays; a "
+        "first, untuned form):"
+    )
+    return {"decode-cuda": f"{lead}\n\n{markdown(header, rows)}"}
