@@ -1,5 +1,6 @@
 # make demo | make test     from nothing: virtual environment, install, build, run
 # make lint | make benchmark | make clean
+# make sanitize             on a GPU: the kernels under compute-sanitizer, all of its tools
 #
 #   SYSTEM=1      use the Python that is there, offline: build in place, install nothing
 #   PYTHON=...    the interpreter to start from (default python3, 3.10 or later)
@@ -29,7 +30,7 @@ CLANG_FORMAT := .venv/bin/clang-format
 PIP := $(PY) -m pip install -q --disable-pip-version-check --no-compile $(PIP_ARGS)
 endif
 
-.PHONY: demo test lint format benchmark clean
+.PHONY: demo test lint format benchmark sanitize clean
 demo: $(BUILT)
 	$(PY) -m sidmlp demo $(ARGS)
 
@@ -53,6 +54,16 @@ benchmark: $(BUILT) $(TEST)
 	$(PY) benchmarks/bench_catalogue.py
 	$(PY) benchmarks/plot_results.py
 	$(PY) benchmarks/make_tables.py --update README.md
+
+# Tensors in allocations of their own, so that a read beyond one is seen. The tools slow kernels down
+# many times, hence another time limit.
+sanitize: $(BUILT) $(TEST)
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  echo "compute-sanitizer --tool $$tool"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    --kernel-name-exclude kns=at::native $(PY) -m pytest -m sanitize -k "cuda or triton" \
+	    --require-cuda -o timeout=1800 $(ARGS) || exit 1; \
+	done
 
 # ---- from nothing to a built tree ----
 # One clear sentence where the machine lacks something, before minutes are spent on installing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -35,6 +35,20 @@ def require_isa(isa: str) -> None:
     missing = needed - set(host_library().build_info()["instruction_sets"])
     if missing:
         pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+
+
+def sanitized(values: Iterable[Any], chosen: Collection[Any]) -> list[Any]:
+    """Parameters of a test; those `chosen` are run under compute-sanitizer, too (make sanitize)."""
+    values = list(values)
+    unknown = set(chosen) - set(values)
+    assert not unknown, f"no parameters: {unknown}"
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=[pytest.mark.sanitize] if value in chosen else [],
+        )
+        for value in values
+    ]
 
 
 def require_sizes(backend: str, problem: Problem, dtype: torch.dtype = torch.float32) -> None:

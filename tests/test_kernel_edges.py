@@ -13,6 +13,7 @@ from parity import (
     decode,
     reference_decode,
     require_sizes,
+    sanitized,
     score_errors,
 )
 
@@ -44,8 +45,7 @@ def assert_empty(results: tuple[torch.Tensor, ...], request: int) -> None:
     assert bool((codes == -1).all())
 
 
-@pytest.mark.sanitize
-@pytest.mark.parametrize("batch", [0, 1, 37, 256])
+@pytest.mark.parametrize("batch", sanitized([0, 1, 37, 256], [0, 1, 37]))
 def test_batches(backend: str, device: torch.device, batch: int) -> None:
     problem = make_problem((12, 9, 5), seed=batch, dim=32, hidden_dim=48, batch=batch, excluded=4)
     items, scores, codes, counts = run(problem, problem.plan(backend, device=device))
@@ -60,7 +60,7 @@ def test_batches(backend: str, device: torch.device, batch: int) -> None:
         assert_within_bounds(result, problem, eps, where=f"batch {batch}, {backend}")
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 12])
+@pytest.mark.parametrize("tokens", sanitized([0, 1, 12], [0, 12]))
 def test_a_history_without_any_valid_state_gets_an_answer(
     backend: str, device: torch.device, tokens: int
 ) -> None:
@@ -87,6 +87,7 @@ def test_masked_states_are_never_read(backend: str, device: torch.device) -> Non
         assert_results_equal(got, wanted, where=f"{garbage} in masked states", wanted_is="NaN's")
 
 
+@pytest.mark.sanitize
 def test_a_catalogue_of_one_item(backend: str, device: torch.device) -> None:
     problem = make_problem((5, 3, 4), codes=torch.tensor([[4, 0, 2]]), num_beams=7)
     items, scores, codes, counts = run(problem, problem.plan(backend, device=device))
@@ -98,6 +99,7 @@ def test_a_catalogue_of_one_item(backend: str, device: torch.device) -> None:
     torch.testing.assert_close(scores.cpu().double(), wanted.scores, rtol=0, atol=1e-4)
 
 
+@pytest.mark.sanitize
 def test_items_that_share_codes_come_in_catalogue_order(backend: str, device: torch.device) -> None:
     distinct = torch.tensor([[0, 1], [2, 2], [0, 2]])
     codes = distinct[torch.arange(60) % 3]
@@ -116,6 +118,7 @@ def test_items_that_share_codes_come_in_catalogue_order(backend: str, device: to
             assert len({float(scores[row, r]) for r in own}) == 1
 
 
+@pytest.mark.sanitize
 def test_k_cuts_within_a_leaf(backend: str, device: torch.device) -> None:
     codes = torch.zeros(9, 2, dtype=torch.int64)
     problem = make_problem((2, 2), codes=codes, num_beams=5, k=4)
@@ -125,7 +128,7 @@ def test_k_cuts_within_a_leaf(backend: str, device: torch.device) -> None:
 
 
 class TestNonFinite:
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("value", sanitized([math.nan, math.inf, -math.inf], [math.nan]))
     def test_valid_states(self, backend: str, device: torch.device, value: float) -> None:
         problem = make_problem(seed=4, batch=6, full_histories=True)
         plan = problem.plan(backend, device=device)
@@ -145,7 +148,7 @@ class TestNonFinite:
         states[0] = FLOAT32_MAX
         assert_empty(run(problem.replace(states=states), problem.plan(backend, device=device)), 0)
 
-    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize("value", sanitized([math.nan, math.inf], [math.inf]))
     def test_contexts(self, backend: str, device: torch.device, value: float) -> None:
         problem = make_problem(seed=4)
         plan = problem.plan(backend, device=device)
@@ -244,6 +247,7 @@ class TestBarredItems:
         eps = score_errors(hidden, torch.float32, hidden.states)
         assert_within_bounds(result, hidden, eps, where=f"five best excluded, {backend}")
 
+    @pytest.mark.sanitize
     def test_excluding_everything(self, backend: str, device: torch.device) -> None:
         problem = make_problem(seed=10)
         everything = tuple(problem.item_ids.tolist())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from parity import (
     decode,
     require_isa,
     require_sizes,
+    sanitized,
     score_errors,
     student_of,
 )
@@ -75,7 +77,6 @@ CASES: dict[str, dict[str, Any]] = {
     "stock and exclusion": {"unavailable": 0.3, "excluded": 200, "num_beams": 20},
     "untrained": {"trained": False, "num_beams": 20},
 }
-SANITIZE = ("L2", "H100 blocks 3", "D80 A40, one head", "D72 A600, products")
 HALF = (
     "L1",
     "L8",
@@ -85,7 +86,28 @@ HALF = (
     "weights",
     "codebook",
 )
+MODES = ("L4", "C8192 within", "H100 blocks 3", "512 beams", "weights")
 ISA_CASES = ("L3", "H100 blocks 3", "D80 A40, one head", "T82", "codebook", "weights")
+# Small ones that reach every branch of the kernels.
+SANITIZE = (
+    "L1",
+    "L8",
+    "H100 blocks 3",
+    "D80 A40, one head",
+    "D72 A600, products",
+    "512 beams",
+    "more beams than leaves",
+    "codebook",
+    "weights",
+    "stock and exclusion",
+)
+SANITIZE_HALF = (
+    ("L1", "fp16"),
+    ("L8", "bf16"),
+    ("D80 A40, one head", "fp16"),
+    ("D72 A600, products", "bf16"),
+    ("codebook", "bf16"),
+)
 
 
 @functools.cache
@@ -99,9 +121,7 @@ def eps_of(case: str, dtype: torch.dtype, states_dtype: torch.dtype = torch.floa
     return score_errors(problem, dtype, problem.states.to(states_dtype))
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.sanitize) if c in SANITIZE else c for c in CASES]
-)
+@pytest.mark.parametrize("case", sanitized(CASES, SANITIZE))
 def test_decode(backend: str, device: torch.device, case: str) -> None:
     problem = problem_of(case)
     require_sizes(backend, problem)
@@ -112,8 +132,9 @@ def test_decode(backend: str, device: torch.device, case: str) -> None:
     assert int(result.counts.min()) > 0
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize("case", HALF)
+@pytest.mark.parametrize(
+    ("case", "dtype"), sanitized(itertools.product(HALF, ("bf16", "fp16")), SANITIZE_HALF)
+)
 def test_decode_in_half_precision(
     backend: str, device: torch.device, case: str, dtype: str
 ) -> None:
@@ -144,8 +165,10 @@ def test_decode_with_each_instruction_set(case: str, dtype: str, isa: str) -> No
     assert_within_bounds(result, problem, eps, where=where, exact=exact)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", ["L4", "C8192 within", "H100 blocks 3", "512 beams", "weights"])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    sanitized(itertools.product(MODES, DTYPES), [("H100 blocks 3", dtype) for dtype in DTYPES]),
+)
 def test_level_modes_do_not_matter(
     backend: str, device: torch.device, case: str, dtype: str
 ) -> None:
