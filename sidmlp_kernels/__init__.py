@@ -11,6 +11,7 @@ from .backends import available_backends, why_not
 from .batching import Batch
 from .catalogue import Catalogue
 from .encoder import T5Encoder
+from .graphs import GraphDecoder
 from .recommender import Recommendations, Recommender, load
 from .spec import DecodeSpec, StudentSpec, T5Spec, TokenSpec
 from .student import Student
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "Catalogue",
     "DecodeSpec",
+    "GraphDecoder",
     "Recommendations",
     "Recommender",
     "Student",

@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ from .plan import DecodePlan, make_plan
 from .serving_state import ServingState, Settings, settings_of
 from .spec import DecodeSpec, TokenSpec
 from .student import Student, check_cast
+
+if TYPE_CHECKING:
+    from .graphs import GraphDecoder
 
 Encoder = Callable[[Tensor, Tensor], Tensor]
 
@@ -302,6 +306,39 @@ class Recommender:
         ids, offsets = self._exclusion(exclude, context.shape[0])
         results = plan.beam_decode(context.detach().contiguous(), ids, offsets)
         return Recommendations(*results, plan.snapshot.version)
+
+    def capture(
+        self,
+        batch_sizes: Sequence[int] = (1, 8, 32, 128),
+        tokens: int | None = None,
+        k: int = 10,
+        num_beams: int | None = None,
+        temperatures: Sequence[float] | None = None,
+        level_weights: Sequence[float] | None = None,
+        normalisation: str | None = None,
+        states_dtype: torch.dtype | str | None = None,
+        max_excluded: int = 0,
+    ) -> GraphDecoder:
+        """Captures `decode_states` as CUDA graphs with these settings, see GraphDecoder.
+
+        batch_sizes   of the graphs; a batch runs in the smallest that holds it
+        tokens        the longest request, T (None: that of `batch`)
+        states_dtype  of the states (None: the model's dtype)
+        max_excluded  item ids that a request may exclude
+
+        Raises ValueError for wrong arguments and for a model that is not on a GPU.
+        """
+        from .graphs import GraphDecoder  # which imports this module
+
+        if self.device.type != "cuda":
+            raise ValueError(
+                f"capture: expected a model on a GPU, got one on {self.device}; load it with "
+                'device="cuda", or call decode_states, which needs no graph'
+            )
+        settings = settings_of(
+            self.defaults, k, num_beams, temperatures, level_weights, normalisation
+        )
+        return GraphDecoder(self, settings, batch_sizes, tokens, states_dtype, max_excluded)
 
     # -- files
 

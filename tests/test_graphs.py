@@ -1,0 +1,676 @@
+"""GraphDecoder: the bits of Recommender.decode_states from graphs of a few batch sizes.
+
+What surrounds a graph (padding, exclusions, which graph answers, when an old one goes) is tested on
+the CPU, with a graph that only calls the operator. Streams, captures and replays need a GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sidmlp_kernels as sk
+from sidmlp_kernels import backends, graphs
+from sidmlp_kernels.serving_state import settings_of
+from sidmlp_kernels.testing import Problem, assert_results_equal, make_problem
+
+on_gpus = pytest.mark.parametrize(
+    "backend", [b.name for b in backends.BACKENDS if b.device_type == "cuda"], indirect=True
+)
+SIZES = (3, 8)
+TOKENS = 12
+CYCLES = 200_000_000  # about 0.1 s
+PUBLISHED: dict[str, Any] = {
+    "codes_per_level": (256,) * 4,
+    "dim": 128,
+    "attention_dim": 384,
+    "ffn_dim": 1024,
+    "hidden_dim": 512,
+    "tokens": 82,
+    "num_items": 5000,
+    "num_beams": 50,
+}
+
+
+def make(seed: int = 0, **options: Any) -> Problem:
+    return make_problem(seed=seed, **({"batch": 8, "tokens": TOKENS, "excluded": 6} | options))
+
+
+def make_model(problem: Problem, backend: str = "cpu", device: Any = "cpu") -> sk.Recommender:
+    return sk.Recommender(problem.student, problem.catalogue, None, device, "float32", backend)
+
+
+def other_catalogue(problem: Problem, number: int) -> sk.Catalogue:
+    """With other items in other places, and ids that no other catalogue has."""
+    sizes = problem.spec.codes_per_level
+    codes = np.random.default_rng(number).integers(0, sizes, (300, len(sizes)))
+    return sk.Catalogue.from_codes(codes, 10**6 * number + np.arange(300), sizes)
+
+
+def fields(recs: sk.Recommendations) -> tuple[Tensor, ...]:
+    return recs.items, recs.scores, recs.codes, recs.counts
+
+
+def assert_same(got: sk.Recommendations, wanted: sk.Recommendations, where: object = "") -> None:
+    assert_results_equal(fields(got), fields(wanted), where=where, wanted_is="decode_states'")
+    assert got.catalogue_version == wanted.catalogue_version, where
+
+
+def copied(recs: sk.Recommendations) -> sk.Recommendations:
+    return sk.Recommendations(*(t.clone() for t in fields(recs)), recs.catalogue_version)
+
+
+def run_threads(*targets: Any) -> None:
+    """Runs them at the same time; raises what the first of them raised."""
+    failures: list[BaseException] = []
+
+    def guarded(target: Any) -> None:
+        try:
+            target()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(target,)) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+        assert not thread.is_alive()
+    if failures:
+        raise failures[0]
+
+
+# -- without a GPU
+
+
+class FakeEvent:
+    """Of work that has ended unless a test says otherwise."""
+
+    ended = True
+    waited = 0
+
+    def query(self) -> bool:
+        return self.ended
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+
+class FakeGraph:
+    """Calls the operator on the static inputs where a graph would be replayed."""
+
+    made: list[FakeGraph]
+
+    def __init__(self, plan, size, tokens, dtype, max_excluded) -> None:
+        self.plan, self.size, self.done = plan, size, FakeEvent()
+        self.inputs = graphs.StaticInputs(plan, size, tokens, dtype, max_excluded)
+        self.results = self.inputs.decode(plan)
+        self.runs, self.busy = 0, threading.Lock()
+        self.made.append(self)
+
+    def run(self, states: Tensor, mask: Tensor, excluded: Tensor | None) -> Tensor:
+        assert self.busy.acquire(blocking=False), "two threads on the same static buffers"
+        self.runs += 1
+        self.inputs.load(states, mask, excluded)
+        self.results.copy_(self.inputs.decode(self.plan))
+        own = self.results.clone()
+        self.busy.release()
+        return own
+
+
+@pytest.fixture
+def fake(monkeypatch) -> Iterator[list[FakeGraph]]:
+    """Every graph made, in order."""
+    monkeypatch.setattr(graphs, "_Graph", FakeGraph)
+    FakeGraph.made = []
+    yield FakeGraph.made
+    FakeGraph.made = []
+
+
+def capture(model: sk.Recommender, **options: Any) -> graphs.GraphDecoder:
+    """As model.capture, which refuses models on the CPU."""
+    settings = settings_of(model.defaults, options.pop("k", 10), 10, None, None, None)
+    arguments = {"batch_sizes": SIZES, "tokens": TOKENS, "states_dtype": None, "max_excluded": 0}
+    return graphs.GraphDecoder(model, settings, **(arguments | options))
+
+
+def test_models_on_the_cpu_have_no_graphs() -> None:
+    with pytest.raises(ValueError, match="capture: expected a model on a GPU, got one on cpu; "):
+        make_model(make()).capture()
+
+
+def test_smallest_batch_size_that_holds_the_requests(fake) -> None:
+    decoder = capture(make_model(make()), batch_sizes=[8, 3, 3, np.int64(5)])
+    assert decoder.batch_sizes == (3, 5, 8)
+    assert [graph.size for graph in fake] == [3, 5, 8], "captured ahead"
+    problem = make()
+    for batch, size in ((0, 3), (1, 3), (3, 3), (4, 5), (5, 5), (6, 8), (8, 8)):
+        runs = {graph.size: graph.runs for graph in fake}
+        decoder.decode_states(problem.states[:batch], problem.mask[:batch])
+        assert [graph.size for graph in fake if graph.runs > runs[graph.size]] == [size]
+    assert len(fake) == 3
+
+
+@pytest.mark.parametrize("states_dtype", [None, "bfloat16", torch.float16])
+@pytest.mark.parametrize("max_excluded", [0, 30])
+def test_padding_changes_no_bit(fake, max_excluded: int, states_dtype) -> None:
+    """In any order of batch sizes and lengths: what an earlier batch left must not be seen."""
+    problem = make(1)
+    model = make_model(problem)
+    decoder = capture(model, max_excluded=max_excluded, states_dtype=states_dtype)
+    states = problem.states.to(decoder.states_dtype)
+    random = np.random.default_rng(0)
+    for turn in range(120):
+        batch, tokens = int(random.integers(0, 9)), int(random.choice([0, 1, 7, TOKENS]))
+        rows = torch.from_numpy(random.permutation(8)[:batch])
+        exclude = [problem.exclude[b] for b in rows] if max_excluded and turn % 3 else None
+        arguments = states[rows][:, :tokens], problem.mask[rows][:, :tokens]
+        wanted = model.decode_states(*arguments, k=10, num_beams=10, exclude=exclude)
+        got = decoder.decode_states(*arguments, exclude=exclude)
+        assert_same(got, wanted, f"turn {turn}: {batch} requests of {tokens} tokens")
+
+
+def test_results_own_their_memory(fake) -> None:
+    problem = make(2)
+    decoder = capture(make_model(problem))
+    first = decoder.decode_states(problem.states[:2], problem.mask[:2])
+    before = copied(first)
+    second = decoder.decode_states(problem.states[2:4], problem.mask[2:4])
+    assert_same(first, before)
+    for tensor in fields(second):
+        tensor.zero_()
+    assert_same(first, before)
+    assert_same(decoder.decode_states(problem.states[:2], problem.mask[:2]), before)
+
+
+def test_states_with_gradients_and_inference_mode(fake) -> None:
+    problem = make(3)
+    model = make_model(problem)
+    arguments = problem.states.clone().requires_grad_(), problem.mask
+    wanted = model.decode_states(*arguments, num_beams=10)
+    with torch.inference_mode():
+        decoder = capture(model)
+        assert_same(decoder.decode_states(*arguments), wanted)
+    decoder = capture(model)
+    assert_same(decoder.decode_states(*arguments), wanted)
+    with torch.inference_mode():
+        assert_same(decoder.decode_states(*(t[:5] for t in arguments)), first_rows(wanted, 5))
+    got = decoder.decode_states(*(t[:4] for t in arguments))
+    assert_same(got, first_rows(wanted, 4))
+    assert not got.scores.requires_grad
+    assert not fake[-1].inputs.states.requires_grad
+
+
+def first_rows(recs: sk.Recommendations, batch: int) -> sk.Recommendations:
+    return sk.Recommendations(*(t[:batch] for t in fields(recs)), recs.catalogue_version)
+
+
+def test_exclusions_are_ascending_and_filled_up_below_every_id() -> None:
+    flat = np.array([7, -3, 7, 5, 2**62])
+    table = graphs.exclusion_table(flat, np.array([3, 0, 2]), 3)
+    none = graphs.NO_ITEM
+    assert table.tolist() == [[-3, 7, 7], [none] * 3, [none, 5, 2**62]]
+    assert graphs.exclusion_table(flat[:0], np.array([0, 0]), 0).shape == (2, 0)
+    assert none == np.iinfo(np.int64).min
+
+
+STATES, MASK = torch.zeros(4, TOKENS, 64), torch.ones(4, TOKENS, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("states", "mask", "exclude", "message"),
+    [
+        (STATES.repeat(3, 1, 1), MASK.repeat(3, 1), None, "at most 8 requests, .* got 12; split"),
+        (STATES.repeat(1, 2, 1), MASK.repeat(1, 2), None, "at most 12 tokens .* got 24; capture"),
+        (STATES.half(), MASK, None, "expected torch.float32, as captured, got torch.float16; cap"),
+        (STATES.double(), MASK, None, "encoder_states: expected a torch.float32 or .*float64"),
+        (STATES[0], MASK[0], None, "encoder_states: expected .* got"),
+        (STATES, MASK[:3], None, "mask: expected"),
+        (STATES, MASK.int(), None, "mask: expected"),
+        (STATES.to("meta"), MASK, None, "encoder_states: expected .* on cpu, got .* on meta"),
+        (STATES, MASK, [[1]], "exclude: expected one sequence .* per request, 4, got 1"),
+        (STATES, MASK, [[1], [1, 2, 3], [], []], r"exclude\[1\]: expected at most max_excluded=2"),
+        (STATES, MASK, [[1], ["2"], [], []], r"exclude\[1\]: expected integers"),
+        (STATES, MASK, 5, "exclude: expected one sequence of item ids per request"),
+    ],
+)
+def test_wrong_requests(fake, states, mask, exclude, message: str) -> None:
+    decoder = capture(make_model(make()), max_excluded=2)
+    with pytest.raises(ValueError, match=message):
+        decoder.decode_states(states, mask, exclude=exclude)
+    assert not any(graph.runs for graph in fake)
+
+
+def test_without_room_nothing_may_be_excluded(fake) -> None:
+    decoder = capture(make_model(make()))
+    with pytest.raises(ValueError, match=r"max_excluded=0 item ids, as captured, got 1; capture"):
+        decoder.decode_states(STATES, MASK, exclude=[[], [1], None, []])
+    decoder.decode_states(STATES, MASK, exclude=[[], None, None, []])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_sizes": ()}, r"batch_sizes: expected a sequence of at least one .* got \(\)"),
+        ({"batch_sizes": 8}, "batch_sizes: expected a sequence of .* got 8; pass"),
+        ({"batch_sizes": "8"}, "batch_sizes: expected a sequence of .* got '8'; pass"),
+        ({"batch_sizes": (1, 0)}, r"batch_sizes\[1\]: expected an integer >= 1, got 0"),
+        ({"batch_sizes": (1, 2.0)}, r"batch_sizes\[1\]: expected an integer >= 1, got 2.0"),
+        ({"tokens": -1}, "tokens: expected an integer >= 0, got -1"),
+        ({"tokens": "82"}, "tokens: expected an integer"),
+        ({"states_dtype": "float64"}, "states_dtype: expected one of float32, .* got 'float64'"),
+        ({"states_dtype": torch.int32}, "states_dtype: expected one of float32, .*torch.int32"),
+        ({"max_excluded": -1}, "max_excluded: expected an integer >= 0, got -1"),
+        ({"k": 11}, "k: expected at most num_beams=10, got 11"),
+    ],
+)
+def test_wrong_captures(fake, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        capture(make_model(make()), **options)
+    assert not fake
+
+
+def test_capture_hands_its_arguments_on(fake) -> None:
+    model = make_model(make())
+    model.device = torch.device("cuda", 0)  # which only capture looks at here
+    decoder = model.capture()
+    assert decoder.batch_sizes == (1, 8, 32, 128)
+    assert decoder.tokens == 2 + 20 * 3  # the longest request of its TokenSpec
+    assert (decoder.states_dtype, decoder.max_excluded) == (torch.float32, 0)
+    assert (fake[0].plan.k, fake[0].plan.num_beams) == (10, 50)
+    thirds = (0.5, 1.0, 2.0)
+    decoder = model.capture((2,), 5, 3, 20, thirds, thirds[::-1], "codebook", "float16", 9)
+    plan, inputs = fake[-1].plan, fake[-1].inputs
+    assert (plan.k, plan.num_beams, plan.normalisation) == (3, 20, "codebook")
+    assert (plan.temperatures, plan.level_weights) == (thirds, thirds[::-1])
+    assert (inputs.states.shape, inputs.states.dtype) == ((2, 5, 64), torch.float16)
+    assert inputs.excluded.shape == (2, 9)
+    assert "batch_sizes=(2,), tokens=5" in repr(decoder)
+
+
+def test_swaps_and_stock_capture_again_and_old_graphs_stay_until_their_last_replay_ended(
+    fake,
+) -> None:
+    problem = make(4)
+    model = make_model(problem)
+    decoder = capture(model)
+    arguments = problem.states, problem.mask
+    small = tuple(tensor[:2] for tensor in arguments)
+
+    def check(*made: int) -> None:
+        """Both batch sizes answer rightly, and then these sizes had been captured, ever."""
+        for inputs in (arguments, small):
+            assert_same(decoder.decode_states(*inputs), model.decode_states(*inputs, num_beams=10))
+        assert [graph.size for graph in fake] == list(made)
+
+    check(3, 8)
+    before = fake[:]
+    for graph in before:
+        graph.done.ended = False
+    model.swap(other_catalogue(problem, 1))
+    check(3, 8, 8, 3)  # each at its own next call
+    assert decoder._retired == before
+    before[0].done.ended = True
+    check(3, 8, 8, 3)
+    assert decoder._retired == before[1:]
+    best = decoder.decode_states(*small).items[:, 0].tolist()
+    model.set_available(best, False)
+    decoder.refresh()
+    assert len(fake) == 6
+    assert decoder._retired == before[1:]
+    check(3, 8, 8, 3, 3, 8)
+    assert not set(best) & set(decoder.decode_states(*small).items.flatten().tolist())
+    model.catalogue.set_available(best, True)  # behind the model's back
+    before[1].done.ended = True
+    check(3, 8, 8, 3, 3, 8, 8, 3)
+    decoder.refresh()
+    assert decoder._retired == []
+    assert len(fake) == 8
+    assert all(graph.done.waited == 0 for graph in fake)
+
+
+def test_a_capture_that_fails_is_tried_again(fake, monkeypatch) -> None:
+    problem = make(5)
+    model = make_model(problem)
+    decoder = capture(model)
+    model.swap(other_catalogue(problem, 1))
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "_Graph", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            decoder.decode_states(problem.states, problem.mask)
+    got = decoder.decode_states(problem.states, problem.mask)
+    assert_same(got, model.decode_states(problem.states, problem.mask, num_beams=10))
+
+
+def test_a_decoder_that_goes_waits_for_its_replays(fake) -> None:
+    problem = make()
+    model = make_model(problem)
+    decoder = capture(model)
+    fake[0].done.ended = False
+    model.swap(other_catalogue(problem, 1))
+    decoder.refresh()
+    del decoder
+    gc.collect()
+    assert [graph.done.waited for graph in fake] == [1, 0, 1, 1]  # the second was dropped
+
+
+def test_a_sequence_ends_with_the_event_even_when_it_fails(monkeypatch) -> None:
+    steps: list[str] = []
+
+    class Step:
+        def __init__(self, fails: str = "") -> None:
+            self.fails = fails
+
+        def __getattr__(self, name: str) -> Any:
+            def call(*arguments: Any) -> None:
+                steps.append(name)
+                if name == self.fails:
+                    raise RuntimeError(name)
+
+            return call
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Step())
+    whole = ["wait_event", "load", "replay", "clone", "record"]
+    for fails in ("", "clone", "replay", "load"):
+        graph: Any = object.__new__(graphs._Graph)
+        graph.device, graph.done = torch.device("cuda:0"), Step()
+        graph._inputs, graph._graph, graph._results = Step(fails), Step(fails), Step(fails)
+        steps.clear()
+        if fails:
+            with pytest.raises(RuntimeError, match=fails):
+                graph.run(STATES, MASK, None)
+            assert steps == [*whole[: whole.index(fails) + 1], "record"]
+        else:
+            graph.run(STATES, MASK, None)
+            assert steps == whole
+
+
+def serve_while_swapping(model: sk.Recommender, problem: Problem, streams: list[Any]) -> None:
+    """Threads decode, one for each stream, while this one swaps and changes stock; every answer
+    must be that of the version that it carries."""
+    catalogues = [other_catalogue(problem, number) for number in range(1, 4)]
+    place = model.device
+    requests = [problem.rows(torch.roll(torch.arange(8), n)[: 8 - n]) for n in range(len(streams))]
+    inputs = [(p.states.to(place), p.mask.to(place)) for p in requests]
+    wanted: list[dict[int, sk.Recommendations]] = []
+    for mine in inputs:
+        wanted.append({})
+        for catalogue in catalogues:
+            model.swap(catalogue)
+            wanted[-1][catalogue.version] = model.decode_states(*mine, num_beams=10)
+    decoder = capture(model)
+    answers: list[list[sk.Recommendations]] = [[] for _ in streams]
+    stop = threading.Event()
+
+    def serve(n: int) -> None:
+        with torch.cuda.stream(streams[n]):  # None: the thread's own
+            while not stop.is_set():
+                answers[n].append(decoder.decode_states(*inputs[n]))
+            if streams[n] is not None:
+                streams[n].synchronize()
+
+    def swap() -> None:
+        try:
+            for turn in range(24):
+                model.swap(catalogues[turn % 3])
+                seen = [len(mine) for mine in answers]
+                for _ in range(2000):  # until every thread has met this catalogue
+                    if all(len(a) > n + 1 for a, n in zip(answers, seen, strict=True)):
+                        break
+                    stop.wait(0.001)
+                if turn % 4 == 0:
+                    decoder.refresh()
+        finally:
+            stop.set()
+
+    run_threads(swap, *(lambda n=n: serve(n) for n in range(len(streams))))
+    for mine, right in zip(answers, wanted, strict=True):
+        assert {recs.catalogue_version for recs in mine} == set(right)
+        for number, recs in enumerate(mine):
+            assert_same(recs, right[recs.catalogue_version], f"answer {number}")
+
+
+def test_answers_are_of_the_version_they_carry(fake) -> None:
+    problem = make(6)
+    serve_while_swapping(make_model(problem), problem, [None, None])
+
+
+# -- on a GPU
+
+
+@on_gpus
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", ["small", "published"])
+def test_every_batch_has_the_bits_of_decode_states(backend, device, case: str, dtype: str) -> None:
+    problem = make(10, **(PUBLISHED if case == "published" else {}))
+    model = sk.Recommender(
+        problem.student, problem.catalogue, device=device, dtype=dtype, backend=backend
+    )
+    longest = problem.states.shape[1]
+    settings = {"k": 7, "num_beams": 20, "temperatures": [0.7] * len(problem.spec.codes_per_level)}
+    decoder = model.capture(
+        (1, 4, 8), longest, **settings, states_dtype="bfloat16", max_excluded=30
+    )
+    states, mask = problem.states.to(device, torch.bfloat16), problem.mask.to(device)
+    for batch in (8, 0, 1, 2, 7, 3, 4, 5, 6, 8):
+        for tokens in (longest, longest // 2, 0, longest):
+            for exclude in (problem.exclude[:batch], None):
+                arguments = states[:batch, :tokens], mask[:batch, :tokens]
+                got = decoder.decode_states(*arguments, exclude=exclude)
+                wanted = model.decode_states(*arguments, **settings, exclude=exclude)
+                assert_same(got, wanted, f"{batch} requests of {tokens} tokens")
+                assert got.items.device == states.device
+
+
+@on_gpus
+def test_replays_leave_earlier_results_alone(backend, device) -> None:
+    problem = make(11)
+    model = make_model(problem, backend, device)
+    decoder = model.capture(SIZES, TOKENS, num_beams=10)
+    kept = []
+    for turn in range(10):
+        rows = torch.roll(torch.arange(8), turn)
+        inputs = problem.states[rows].to(device), problem.mask[rows].to(device)
+        recs = decoder.decode_states(*inputs)
+        kept.append((recs, model.decode_states(*inputs, num_beams=10)))
+        for tensor in inputs:
+            tensor.zero_()  # after the call they are the caller's again
+    for turn, (recs, wanted) in enumerate(kept):
+        assert_same(recs, wanted, f"turn {turn}")
+
+
+@on_gpus
+def test_swaps_and_stock_between_replays(backend, device) -> None:
+    problem = make(12)
+    model = make_model(problem, backend, device)
+    decoder = model.capture(SIZES, TOKENS, num_beams=10)
+    inputs = problem.states.to(device), problem.mask.to(device)
+    for turn in range(6):
+        recs = decoder.decode_states(*inputs)
+        assert_same(recs, model.decode_states(*inputs, num_beams=10), f"turn {turn}")
+        if turn % 2:
+            model.swap(other_catalogue(problem, turn))
+        else:
+            best = recs.items[:, 0].unique().cpu().numpy()
+            model.set_available(best, False)
+            after = decoder.decode_states(*inputs)
+            assert not np.isin(after.items.cpu(), best).any()
+            assert_same(after, model.decode_states(*inputs, num_beams=10), f"stock, turn {turn}")
+        if turn % 3 == 0:
+            decoder.refresh()
+
+
+@on_gpus
+def test_swaps_during_replays(backend, device) -> None:
+    problem = make(13)
+    model = make_model(problem, backend, device)
+    serve_while_swapping(model, problem, [torch.cuda.Stream(device) for _ in range(2)])
+
+
+@on_gpus
+def test_the_current_stream_is_used_and_nothing_waits(backend, device) -> None:
+    problem = make(14)
+    model = make_model(problem, backend, device)
+    decoder = model.capture(SIZES, TOKENS, num_beams=10, max_excluded=30)
+    real, mask = problem.states.to(device), problem.mask.to(device)
+    wanted = model.decode_states(real, mask, num_beams=10, exclude=problem.exclude)
+    states = torch.zeros_like(real)
+    decoder.decode_states(states, mask, exclude=problem.exclude)  # pins its first memory
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(CYCLES)
+        states.copy_(real)
+        got = decoder.decode_states(states, mask, exclude=problem.exclude)
+        assert not side.query(), "the decoder waited for the device"
+    side.synchronize()
+    assert_same(got, wanted)
+
+
+@on_gpus
+def test_a_second_stream_waits_for_the_first(backend, device) -> None:
+    """The first is held up, so a second that did not wait would use the buffers before it."""
+    problem = make(15)
+    model = make_model(problem, backend, device)
+    decoder = model.capture(SIZES, TOKENS, num_beams=10)
+    inputs = [
+        (problem.states.roll(n, 0).to(device), problem.mask.roll(n, 0).to(device)) for n in (0, 3)
+    ]
+    wanted = [model.decode_states(*mine, num_beams=10) for mine in inputs]
+    streams = [torch.cuda.Stream() for _ in inputs]
+    torch.cuda.synchronize()
+    got = []
+    for stream, mine in zip(streams, inputs, strict=True):
+        with torch.cuda.stream(stream):
+            if not got:
+                torch.cuda._sleep(CYCLES)
+            got.append(decoder.decode_states(*mine))
+    assert not streams[1].query()
+    torch.cuda.synchronize()
+    for recs, right in zip(got, wanted, strict=True):
+        assert_same(recs, right)
+
+
+@on_gpus
+def test_two_threads_on_two_streams(backend, device) -> None:
+    problem = make(16, **PUBLISHED)
+    model = make_model(problem, backend, device)
+    decoder = model.capture(SIZES, 82, num_beams=10, max_excluded=30)
+    requests = [problem.rows(range(8)), problem.rows([5, 2, 7, 0, 1])]  # in one graph
+    inputs = [(p.states.to(device), p.mask.to(device), p.exclude) for p in requests]
+    wanted = [model.decode_states(*mine[:2], num_beams=10, exclude=mine[2]) for mine in inputs]
+    torch.cuda.synchronize()
+
+    def serve(n: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            answers = [decoder.decode_states(*inputs[n]) for _ in range(300)]
+            for number, recs in enumerate(answers):
+                assert_same(recs, wanted[n], f"thread {n}, answer {number}")
+
+    run_threads(lambda: serve(0), lambda: serve(1))
+
+
+@on_gpus
+def test_old_graphs_stay_until_their_last_replay_ended(backend, device) -> None:
+    problem = make(17)
+    model = make_model(problem, backend, device)
+    decoder = model.capture(SIZES, TOKENS, num_beams=10)
+    inputs = problem.states.to(device), problem.mask.to(device)
+    wanted = model.decode_states(*inputs, num_beams=10)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(CYCLES)
+        late = decoder.decode_states(*inputs)
+    model.swap(other_catalogue(problem, 1))
+    assert_same(decoder.decode_states(*inputs), model.decode_states(*inputs, num_beams=10))
+    assert [len(graph._inputs.mask) for graph in decoder._retired] == [8], "still to be replayed"
+    side.synchronize()
+    decoder.decode_states(*inputs)
+    assert decoder._retired == []
+    assert_same(late, wanted)
+
+
+@on_gpus
+def test_two_decoders_of_one_gpu(backend, device) -> None:
+    """One captures again and again while the other replays."""
+    problem = make(18)
+    inputs = problem.states.to(device), problem.mask.to(device)
+    models = [make_model(make(18), backend, device) for _ in range(2)]
+    decoders = [model.capture(SIZES, TOKENS, num_beams=10) for model in models]
+    right = models[0].decode_states(*inputs, num_beams=10)
+    torch.cuda.synchronize()
+
+    def replay() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(300):
+                assert_same(decoders[0].decode_states(*inputs), right)
+
+    def capture_again() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for turn in range(20):
+                models[1].swap(other_catalogue(problem, turn + 1))
+                decoders[1].refresh()
+                got = decoders[1].decode_states(*inputs)
+                assert_same(got, models[1].decode_states(*inputs, num_beams=10))
+
+    run_threads(replay, capture_again)
+
+
+@on_gpus
+def test_inference_mode_on_a_gpu(backend, device) -> None:
+    problem = make(19)
+    model = make_model(problem, backend, device)
+    inputs = problem.states.to(device), problem.mask.to(device)
+    wanted = model.decode_states(*inputs, num_beams=10)
+    with torch.inference_mode():
+        decoder = model.capture(SIZES, TOKENS, num_beams=10)
+        assert_same(decoder.decode_states(*inputs), wanted)
+    assert_same(decoder.decode_states(*inputs), wanted)
+
+
+@on_gpus
+def test_a_decoder_that_goes_while_it_works(backend, device) -> None:
+    problem = make(20)
+    model = make_model(problem, backend, device)
+    inputs = problem.states.to(device), problem.mask.to(device)
+    wanted = model.decode_states(*inputs, num_beams=10)
+    decoder = model.capture(SIZES, TOKENS, num_beams=10)
+    torch.cuda._sleep(CYCLES)
+    got = decoder.decode_states(*inputs)
+    del decoder
+    assert_same(got, wanted)
+
+
+@on_gpus
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_device_than_the_current_one(backend) -> None:
+    problem = make(21)
+    models = [make_model(problem, backend, f"cuda:{i}") for i in (0, 1)]
+    decoders = [model.capture(SIZES, TOKENS, num_beams=10, max_excluded=30) for model in models]
+    for batch in (8, 2, 5):
+        for current in (0, 1):
+            with torch.cuda.device(current):
+                for model, decoder in zip(models, decoders, strict=True):
+                    inputs = [t[:batch].to(model.device) for t in (problem.states, problem.mask)]
+                    exclude = problem.exclude[:batch]
+                    got = decoder.decode_states(*inputs, exclude=exclude)
+                    assert got.items.device == model.device
+                    wanted = model.decode_states(*inputs, num_beams=10, exclude=exclude)
+                    assert_same(got, wanted, f"{model.device}, current cuda:{current}")
+                    assert torch.cuda.current_device() == current
+    models[1].swap(other_catalogue(problem, 1))
+    inputs = [tensor.to("cuda:1") for tensor in (problem.states, problem.mask)]
+    assert_same(decoders[1].decode_states(*inputs), models[1].decode_states(*inputs, num_beams=10))
+    assert torch.cuda.current_device() == 0
