@@ -192,6 +192,8 @@ def test_what_cannot_run_is_left_out_with_its_reason(
     assert [gone["why"] for gone in report["left_out"]] == [
         "NotImplementedError: no such compiler"
     ] * 2
+    report = rehearse(rehearsal, peers=("compiled",), batches=(1,), compile_seconds=-1.0)
+    assert {gone["why"] for gone in report["left_out"]} == {"-1 s of compiling are over"}
     report = rehearse(rehearsal, seconds=-1.0)
     assert report["results"] == []
     assert len(report["left_out"]) == 4
