@@ -35,8 +35,8 @@ from decode_variants import Contest, dtype_name
 from gpu_participants import COMPILED, PEERS
 from gpu_points import EXTRA_BATCHES, EXTRA_PEERS, Clock, Left, Options, measure
 
-from sidmlp_kernels import Recommender
-from sidmlp_kernels.backends import BACKENDS, DTYPES, Sizes
+from sidmlp_kernels import Recommender, why_not
+from sidmlp_kernels.backends import BACKENDS, DTYPES
 
 Say = Callable[[str], None]
 
@@ -46,12 +46,12 @@ def usable_backends(device_type: str, names: Sequence[str] | None) -> tuple[list
 
     Raises ValueError for a name that is none of them.
     """
-    known = {b.name: b for b in BACKENDS if b.device_type == device_type}
+    known = [b.name for b in BACKENDS if b.device_type == device_type]
     for name in names or ():
         if name not in known:
             raise ValueError(f"backends: expected some of {sorted(known)}, got {name!r}")
-    wanted = names or list(known)
-    reasons = {name: known[name].why_not(Sizes()) for name in wanted}
+    wanted = names or known
+    reasons = {name: why_not(name) for name in wanted}
     left = [{"name": name, "why": reason} for name, reason in reasons.items() if reason]
     return [name for name in wanted if not reasons[name]], left
 
