@@ -28,6 +28,11 @@ _MAX_BEAMS = 1 << 16
 
 _CUDA_CAPABILITY = (9, 0)  # CMakeLists.txt builds sm_90a only
 
+# Limits of sidmlp_kernels/ops/triton: rows of these widths, and beams, are held in registers.
+_TRITON_CAPABILITY = (8, 0)  # bfloat16 tensor cores
+_TRITON_WIDTH = 16384
+_TRITON_BEAMS = 1024
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -75,6 +80,11 @@ def _operators_why_not(sizes: Sizes) -> str:
         limits.append(("blocks_per_head", spec.blocks_per_head, _MAX_BLOCKS))
     if sizes.num_beams is not None:
         limits.append(("num_beams", sizes.num_beams, _MAX_BEAMS))
+    return _above(limits)
+
+
+def _above(limits: list[tuple[str, int, int]]) -> str:
+    """What is too large among (name, size, largest that is possible)."""
     return "; ".join(
         f"{name}: expected at most {most}, got {got}" for name, got, most in limits if got > most
     )
@@ -99,9 +109,31 @@ def _cuda_why_not(sizes: Sizes) -> str:
     return _operators_why_not(sizes)
 
 
+def _triton_why_not(sizes: Sizes) -> str:
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    reason = library.load("triton")
+    if reason:
+        return reason
+    capability = torch.cuda.get_device_capability()
+    if capability < _TRITON_CAPABILITY:
+        return (
+            f"it needs compute capability {_TRITON_CAPABILITY[0]}.{_TRITON_CAPABILITY[1]} or later "
+            f"(A100), {torch.cuda.get_device_name()} has {capability[0]}.{capability[1]}"
+        )
+    limits: list[tuple[str, int, int]] = []
+    if sizes.spec is not None:
+        widths = ("dim", "hidden_dim")
+        limits = [(name, getattr(sizes.spec, name), _TRITON_WIDTH) for name in widths]
+    if sizes.num_beams is not None:
+        limits.append(("num_beams", sizes.num_beams, _TRITON_BEAMS))
+    return _operators_why_not(sizes) or _above(limits)
+
+
 # In the order of preference of "auto".
 BACKENDS = (
     Backend("cuda", "cuda", torch.float32, _cuda_why_not),
+    Backend("triton", "cuda", torch.float32, _triton_why_not),
     Backend("cpu", "cpu", torch.float32, _cpu_why_not),
 )
 

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sidmlp_kernels.catalogue import CatalogueSnapshot
-from sidmlp_kernels.ops.library import Results
+from sidmlp_kernels.ops.library import Results, operator
 from sidmlp_kernels.packing import PackedWeights
+
+if TYPE_CHECKING:
+    from sidmlp_kernels.ops.triton.bound import BoundPlan
 
 ISAS = ("auto", "plain", "avx2", "avx512")
 
 # A level is dense where a node continues with more than this share of all codes: a dense tile reads
-# each weight row once for several beams, a sparse one computes fewer logits.
-DENSE_FAN_OUT = 0.5
+# each weight row once for several beams, a sparse one computes fewer logits. Tensor cores make dense
+# tiles cheap.
+DENSE_FAN_OUT = {"cpu": 0.5, "cuda": 0.5, "triton": 0.03}
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class DecodePlan:
     _decode_args: tuple = field(init=False, repr=False)
     _readout: list[Tensor] = field(init=False, repr=False)
     _heads_catalogue: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
+    # Triton's host side is Python: what an operator checks and chooses is done once, here.
+    _bound: BoundPlan | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         packed = self.packed
@@ -78,6 +85,12 @@ class DecodePlan:
         object.__setattr__(self, "_decode_args", arguments)
         object.__setattr__(self, "_readout", list(packed.readout))
         object.__setattr__(self, "_heads_catalogue", tensors)
+        bound = None
+        if self.backend == "triton":
+            from sidmlp_kernels.ops.triton.bound import BoundPlan
+
+            bound = BoundPlan(self._readout, *tensors, arguments, packed.device)
+        object.__setattr__(self, "_bound", bound)
 
     def decode_states(
         self,
@@ -87,7 +100,9 @@ class DecodePlan:
         exclude_offsets: Tensor | None = None,
     ) -> Results:
         """states [B, T, D], mask bool [B, T] -> items, scores, codes, counts."""
-        return torch.ops.sidmlp.decode_states.default(
+        if self._bound is not None and not torch.compiler.is_compiling():
+            return self._bound.decode.decode_states(states, mask, exclude_ids, exclude_offsets)
+        return operator("decode_states", self.backend)(
             states,
             mask,
             self._readout,
@@ -104,14 +119,18 @@ class DecodePlan:
         exclude_offsets: Tensor | None = None,
     ) -> Results:
         """context float32 [B, D] -> items, scores, codes, counts."""
-        return torch.ops.sidmlp.beam_decode.default(
+        if self._bound is not None and not torch.compiler.is_compiling():
+            return self._bound.decode.beam_decode(context, exclude_ids, exclude_offsets)
+        return operator("beam_decode", self.backend)(
             context, *self._heads_catalogue, exclude_ids, exclude_offsets, *self._decode_args
         )
 
     def context_readout(self, states: Tensor, mask: Tensor) -> Tensor:
         """states [B, T, D], mask bool [B, T] -> context float32 [B, D]."""
+        if self._bound is not None and not torch.compiler.is_compiling():
+            return self._bound.readout(states, mask)
         sizes, eps = self._decode_args[:2]
-        return torch.ops.sidmlp.context_readout.default(
+        return operator("context_readout", self.backend)(
             states, mask, self._readout, sizes, eps, self._decode_args[-1]
         )
 
@@ -159,7 +178,7 @@ def make_plan(
             dense, reason = True, "codebook mode normalises over all codes"
         else:
             share = level.mean_children / codes
-            dense = share > DENSE_FAN_OUT
+            dense = share > DENSE_FAN_OUT[backend]
             reason = f"a node continues with {share:.1%} of the codes"
         levels.append(
             LevelPlan(

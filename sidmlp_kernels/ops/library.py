@@ -8,6 +8,7 @@ with the same schema and fake. What each operator computes is specified in `sidm
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,7 +115,13 @@ def operator(name: str, backend: str) -> Any:
 
 @functools.cache
 def load(backend: str) -> str:
-    """Loads the library of `backend` ("cpu" or "cuda") once; returns "" or why it cannot."""
+    """Loads what implements `backend` once; returns "" or why it cannot."""
+    if backend == "triton":
+        try:
+            importlib.import_module("sidmlp_kernels.ops.triton.register")
+        except ImportError as error:
+            return f"triton does not load: {error}; install it with `pip install triton`"
+        return ""
     path = LIBRARY_DIR / f"libsidmlp_{backend}.so"
     if not path.exists():
         return (

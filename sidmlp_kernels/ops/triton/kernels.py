@@ -1,0 +1,366 @@
+"""The kernels that are launched: one per operator, a program takes group after group of requests.
+
+beam_decode_kernel  context or encoder states -> items, all levels
+context_readout_kernel  encoder states -> context vectors
+level_logits_kernel  context vectors and prefixes -> logits of one level
+
+A group is up to 16 requests whose first products (readout, context part of every head's first
+layer, logits of level 1) share weights as the rows of one tile; the beam search then goes request
+by request. How large groups are never changes a bit. Everything a program needs between steps lies
+in registers or in its own slice of a workspace, so programs never wait for each other.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import scratch as at
+from .beam import advance, expand, root_candidates
+from .common import GROUP_ROWS, MAX_LEVELS, at_level, is_finite, padded
+from .heads import further_blocks, hidden_rows
+from .items import excluded_range, write_result
+from .product import product
+from .readout import context_readout
+
+
+@triton.jit
+def array(base, offsets, NUMBER: tl.constexpr, dtype: tl.constexpr):
+    """Scratch array NUMBER of a slice (scratch.py)."""
+    return (base + offsets[NUMBER]).to(tl.pointer_type(dtype), bitcast=True)
+
+
+@triton.jit
+def readout_arrays(base, offsets):
+    """Scratch of context_readout."""
+    return (
+        array(base, offsets, at.VALID, tl.int32),
+        array(base, offsets, at.COUNTS, tl.int32),
+        array(base, offsets, at.MEAN, tl.float32),
+        array(base, offsets, at.QUERY, tl.float32),
+        array(base, offsets, at.SUM, tl.float32),
+        array(base, offsets, at.FOLDED, tl.float32),
+        array(base, offsets, at.HEAD_ROWS, tl.float32),
+        array(base, offsets, at.POOLED, tl.float32),
+        array(base, offsets, at.FFN, tl.float32),
+        array(base, offsets, at.WEIGHTS, tl.float32),
+    )
+
+
+@triton.jit
+def all_finite(vector, size, COLUMNS: tl.constexpr):
+    """Whether vector [size] holds finite numbers alone, as 0 or 1."""
+    column = tl.arange(0, COLUMNS)
+    inside = column < size
+    x = tl.load(vector + column, mask=inside, other=0.0)
+    return 1 - tl.max((inside & (is_finite(x) == 0)).to(tl.int32), 0)
+
+
+@triton.jit
+def beam_decode_kernel(
+    context,  # float32 [batch, D], unless FROM_STATES
+    states,
+    mask,
+    tokens,
+    readout,
+    context_weight,
+    context_bias,
+    vectors,
+    prefix_table,
+    block_weight,
+    out_weight,
+    out_bias,
+    child_begin,
+    codes,
+    leaf_begin,
+    item_ids,
+    available,
+    excluded,
+    excluded_offsets,
+    num_excluded,
+    items,
+    scores,
+    result_codes,
+    counts,
+    batch,
+    group,  # requests of a group, 1..16
+    workspace,
+    slice_bytes,
+    offsets,
+    sizes,  # (L, D, heads, head_dim, F, H, blocks)
+    num_codes,
+    dense,
+    temperatures,
+    level_weights,
+    eps,
+    k,
+    num_beams,
+    codebook,
+    FROM_STATES: tl.constexpr,
+    FACTORED: tl.constexpr,
+    EXACT: tl.constexpr,
+    FITTED: tl.constexpr,
+    DIM_COLUMNS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BEAMS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FANOUT: tl.constexpr,
+    SELECT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    POOL: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    M_DENSE: tl.constexpr,
+    N_DENSE: tl.constexpr,
+    K_DENSE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """All levels of the beam search for every request, from contexts or from encoder states."""
+    num_levels, dim, num_heads, head_dim, ffn_dim, width, num_blocks = sizes
+    dim_pad, stride = padded(dim), padded(width)
+    base = workspace + tl.cast(tl.program_id(0), tl.int64) * slice_bytes
+    weight_type: tl.constexpr = context_weight.dtype.element_ty
+    first_layer = array(base, offsets, at.FIRST, tl.float32)
+    root_logits = array(base, offsets, at.ROOT_LOGITS, tl.float32)
+    hidden = array(base, offsets, at.HIDDEN, weight_type)
+    z = array(base, offsets, at.NEXT, tl.float32)
+    own_context = array(base, offsets, at.CONTEXT, tl.float32)
+    words_low = array(base, offsets, at.WORDS_LOW, tl.int64)
+    words_high = array(base, offsets, at.WORDS_HIGH, tl.int64)
+    pair_row = array(base, offsets, at.PAIR_ROW, tl.int32)
+    pair_code = array(base, offsets, at.PAIR_CODE, tl.int32)
+    logits = array(base, offsets, at.LOGITS, tl.float32)
+    keys = array(base, offsets, at.KEYS, tl.int64)
+    first_stride = num_levels * stride
+    place = tl.arange(0, BEAMS)
+
+    for request in range(tl.program_id(0) * group, batch, tl.num_programs(0) * group):
+        rows = tl.minimum(group, batch - request)
+        tl.debug_barrier()  # the group before has been read
+        if FROM_STATES:
+            context_readout(
+                states, mask, tokens, request, rows, readout, (dim, num_heads, head_dim, ffn_dim),
+                eps, readout_arrays(base, offsets), own_context,
+                FACTORED, TOKENS, POOL, DIM_COLUMNS, N, K, STAGES, EXACT,
+            )  # fmt: skip
+            vector = own_context
+            vector_stride = dim_pad
+        else:
+            vector = context + tl.cast(request, tl.int64) * dim
+            vector_stride = dim
+
+        # The first layers' context parts, then level 1's logits, for the whole group.
+        product(
+            vector, vector_stride, rows, context_weight, first_stride, dim, first_stride,
+            context_bias, first_layer, first_stride, GROUP_ROWS, N, K, STAGES,
+        )  # fmt: skip
+        tl.debug_barrier()
+        hidden_rows(
+            first_layer, first_stride, (words_low, words_high), 0, rows, width, prefix_table[0],
+            num_codes, vectors[0], eps, hidden, ROWS, COLUMNS, FITTED,
+        )  # fmt: skip
+        tl.debug_barrier()
+        further_blocks(
+            hidden, z, rows, width, block_weight[0], vectors[0], num_blocks, eps,
+            GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED,
+        )  # fmt: skip
+        product(
+            hidden, stride, rows, out_weight[0], stride, width, num_codes[0], out_bias[0],
+            root_logits, num_codes[0], GROUP_ROWS, N, K, STAGES,
+            ROW_PER_COLUMN=True, X_IS_PADDED=True,
+        )  # fmt: skip
+        tl.debug_barrier()
+
+        for row in range(rows):
+            excluded_begin = tl.zeros([], tl.int64)
+            excluded_end = excluded_begin
+            if num_excluded > 0:
+                excluded_begin, excluded_end = excluded_range(
+                    excluded_offsets, num_excluded, request + row
+                )
+            leaves = (leaf_begin, item_ids, available, excluded, excluded_begin, excluded_end)
+            finite = all_finite(vector + row * vector_stride, dim, DIM_COLUMNS)
+            best, bad = root_candidates(
+                root_logits + row * num_codes[0], num_codes[0], child_begin[0], codes[0],
+                temperatures[0], level_weights[0], leaves, num_levels == 1, BEAMS, SELECT,
+            )  # fmt: skip
+            none = tl.zeros([BEAMS], tl.int64)
+            beams = (tl.zeros([BEAMS], tl.float32), tl.zeros([BEAMS], tl.int32), none, none)
+            beams, count = advance(best, beams, 0, num_beams, child_begin[0], codes[0], BEAMS)
+            for level in range(1, num_levels):
+                best, broken = expand(
+                    level,
+                    beams,
+                    count,
+                    first_layer + row * first_stride + level * stride,
+                    (words_low, words_high, pair_row, pair_code, hidden, z, logits, keys),
+                    (
+                        at_level(vectors, level),
+                        at_level(prefix_table, level),
+                        at_level(block_weight, level),
+                        at_level(out_weight, level),
+                        at_level(out_bias, level),
+                    ),
+                    (at_level(child_begin, level), at_level(codes, level)),
+                    num_codes,
+                    (
+                        at_level(temperatures, level),
+                        at_level(level_weights, level),
+                        at_level(dense, level),
+                        codebook,
+                        eps,
+                        width,
+                        num_blocks,
+                    ),
+                    leaves,
+                    level == num_levels - 1,
+                    BEAMS,
+                    CHUNK,
+                    FANOUT,
+                    SELECT,
+                    ROWS,
+                    COLUMNS,
+                    M_DENSE,
+                    N_DENSE,
+                    K_DENSE,
+                    STAGES,
+                    FITTED,
+                )
+                bad |= broken
+                beams, count = advance(
+                    best, beams, level, num_beams, at_level(child_begin, level),
+                    at_level(codes, level), BEAMS,
+                )  # fmt: skip
+            count = tl.where((finite != 0) & (bad == 0), count, 0)
+            score, leaf, low, high = beams
+            write_result(
+                leaf, score, (low, high), count, request + row, num_levels, k, *leaves,
+                items, scores, result_codes, counts, BEAMS,
+            )  # fmt: skip
+
+
+@triton.jit
+def context_readout_kernel(
+    states,
+    mask,
+    tokens,
+    readout,
+    context,  # float32 [batch, D]
+    batch,
+    group,
+    workspace,
+    slice_bytes,
+    offsets,
+    sizes,
+    eps,
+    FACTORED: tl.constexpr,
+    EXACT: tl.constexpr,
+    DIM_COLUMNS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    POOL: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Context vectors of every request."""
+    num_levels, dim, num_heads, head_dim, ffn_dim, width, num_blocks = sizes
+    base = workspace + tl.cast(tl.program_id(0), tl.int64) * slice_bytes
+    own_context = array(base, offsets, at.CONTEXT, tl.float32)
+    column = tl.arange(0, DIM_COLUMNS)
+    for request in range(tl.program_id(0) * group, batch, tl.num_programs(0) * group):
+        rows = tl.minimum(group, batch - request)
+        tl.debug_barrier()
+        context_readout(
+            states, mask, tokens, request, rows, readout, (dim, num_heads, head_dim, ffn_dim),
+            eps, readout_arrays(base, offsets), own_context,
+            FACTORED, TOKENS, POOL, DIM_COLUMNS, N, K, STAGES, EXACT,
+        )  # fmt: skip
+        for row in range(rows):
+            inside = column < dim
+            x = tl.load(own_context + row * padded(dim) + column, mask=inside)
+            tl.store(context + tl.cast(request + row, tl.int64) * dim + column, x, mask=inside)
+
+
+@triton.jit
+def level_logits_kernel(
+    context,  # float32 [batch, D]
+    prefix_codes,  # int32 [batch, level]
+    level,
+    context_weight,  # of this level's head: [D, Hp], rows weight_stride apart
+    weight_stride,
+    context_bias,
+    vectors,
+    prefix_table,
+    block_weight,
+    out_weight,
+    out_bias,
+    logits,  # float32 [batch, C]
+    batch,
+    group,
+    workspace,
+    slice_bytes,
+    offsets,
+    sizes,
+    num_codes,
+    eps,
+    FITTED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Logits of one level after given prefixes; NaN for a prefix with a code that is none."""
+    num_levels, dim, num_heads, head_dim, ffn_dim, width, num_blocks = sizes
+    stride = padded(width)
+    base = workspace + tl.cast(tl.program_id(0), tl.int64) * slice_bytes
+    weight_type: tl.constexpr = context_weight.dtype.element_ty
+    first_layer = array(base, offsets, at.FIRST, tl.float32)
+    hidden = array(base, offsets, at.HIDDEN, weight_type)
+    z = array(base, offsets, at.NEXT, tl.float32)
+    words_low = array(base, offsets, at.WORDS_LOW, tl.int64)
+    words_high = array(base, offsets, at.WORDS_HIGH, tl.int64)
+    every_code = at_level(num_codes, level)
+    place = tl.arange(0, GROUP_ROWS)
+    for request in range(tl.program_id(0) * group, batch, tl.num_programs(0) * group):
+        rows = tl.minimum(group, batch - request)
+        tl.debug_barrier()
+        live = place < rows
+        low = tl.zeros([GROUP_ROWS], tl.int64)
+        high = tl.zeros([GROUP_ROWS], tl.int64)
+        broken = place < 0
+        for i in range(level):
+            code = tl.load(prefix_codes + (request + place) * level + i, mask=live, other=0)
+            real = (code >= 0) & (code < at_level(num_codes, i))
+            broken |= real == 0
+            part = tl.where(real, code, 0).to(tl.int64) << (16 * (i % 4))
+            low |= tl.where(i < 4, part, 0)
+            high |= tl.where(i < 4, 0, part)
+        tl.store(words_low + place, low, mask=live)
+        tl.store(words_high + place, high, mask=live)
+        product(
+            context + tl.cast(request, tl.int64) * dim, dim, rows, context_weight, weight_stride, dim,
+            stride, context_bias, first_layer, stride, GROUP_ROWS, N, K, STAGES,
+        )  # fmt: skip
+        tl.debug_barrier()
+        hidden_rows(
+            first_layer, stride, (words_low, words_high), level, rows, width, prefix_table,
+            num_codes, vectors, eps, hidden, ROWS, COLUMNS, FITTED,
+        )  # fmt: skip
+        tl.debug_barrier()
+        further_blocks(
+            hidden, z, rows, width, block_weight, vectors, num_blocks, eps,
+            GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED,
+        )  # fmt: skip
+        out = logits + tl.cast(request, tl.int64) * every_code
+        product(
+            hidden, stride, rows, out_weight, stride, width, every_code, out_bias, out,
+            every_code, GROUP_ROWS, N, K, STAGES, ROW_PER_COLUMN=True, X_IS_PADDED=True,
+        )  # fmt: skip
+        tl.debug_barrier()
+        for base_code in range(0, every_code, N):
+            code = base_code + tl.arange(0, N)
+            nan = tl.full([GROUP_ROWS, N], float("nan"), tl.float32)
+            mask = (live & broken)[:, None] & (code[None, :] < every_code)
+            tl.store(out + place[:, None] * every_code + code[None, :], nan, mask=mask)

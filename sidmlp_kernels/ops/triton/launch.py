@@ -1,0 +1,134 @@
+"""A kernel with its constant arguments bound, launched on the current stream."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from sidmlp_kernels.ops.triton import kernels
+from sidmlp_kernels.ops.triton.compiler import Pointer, Size, compile_kernel
+from sidmlp_kernels.ops.triton.scratch import Layout
+
+INTERPRETED = not isinstance(kernels.beam_decode_kernel, triton.JITFunction)
+
+MAX_WORKSPACE = 1 << 28  # bytes; more requests than fit take turns
+PROGRAMS_PER_MULTIPROCESSOR = 4
+
+
+class Bytes(int):
+    """An int64 argument that is a multiple of 16."""
+
+
+class Multiple(int):
+    """An int32 argument whose divisibility by 16 the code may use."""
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Of the GPU; 4 for the interpreter."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def num_programs(batch: int, group: int, layout: Layout, device: torch.device) -> int:
+    """Programs of a launch: one a group, but no more than the workspace may hold."""
+    groups = -(-batch // group)
+    most = max(1, MAX_WORKSPACE // layout.slice_bytes)
+    return min(groups, most, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device))
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether the address is a multiple of 16 bytes."""
+    return tensor.data_ptr() % 16 == 0
+
+
+def kind_of(argument: Any) -> Any:
+    """What the compiler is told of an argument."""
+    if isinstance(argument, tuple):
+        return tuple(kind_of(a) for a in argument)
+    if isinstance(argument, Tensor):
+        return Pointer(argument.dtype, is_aligned(argument))
+    if isinstance(argument, Bytes):
+        return Size("i64", True)
+    if isinstance(argument, Multiple):
+        return Size("i32", argument % 16 == 0)
+    return Size("i32") if isinstance(argument, int) else float
+
+
+class BoundKernel:
+    """One kernel for one kind of arguments on one device.
+
+    arguments  every argument but the constants, by name: tensors, ints, floats and tuples of them
+    varying    names of the arguments that a launch gives anew; here they only show their kind
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        arguments: Mapping[str, Any],
+        constants: Mapping[str, Any],
+        varying: Sequence[str],
+        *,
+        warps: int,
+        device: torch.device,
+    ) -> None:
+        names = kernel.arg_names
+        self._kernel, self._device = kernel, device
+        self._varying = [names.index(name) for name in varying]
+        given = {**arguments, **constants}
+        if INTERPRETED:
+            self._values = [given[name] for name in names]
+            return
+        self._values = [_raw(given[name]) for name in names]
+        kinds = tuple((name, kind_of(arguments[name])) for name in names if name in arguments)
+        with torch.cuda.device(device):
+            compiled = _compiled(kernel, kinds, tuple(constants.items()), warps, device)
+            self._run = compiled.run  # loads the code
+            self._function = compiled.function
+            self._metadata = compiled.packed_metadata
+
+    def launch(self, programs: int, values: Sequence[Any]) -> None:
+        """Launches on the current stream; `values` of the varying arguments in their order."""
+        arguments = self._values.copy()
+        if INTERPRETED:
+            for index, value in zip(self._varying, values, strict=True):
+                arguments[index] = value
+            self._kernel[(programs,)](*arguments)
+            return
+        for index, value in zip(self._varying, values, strict=True):
+            arguments[index] = value.data_ptr() if isinstance(value, Tensor) else value
+        device = self._device.index
+        if torch.cuda.current_device() != device:
+            with torch.cuda.device(device):
+                self._launch(programs, device, arguments)
+        else:
+            self._launch(programs, device, arguments)
+
+    def _launch(self, programs: int, device: int, arguments: list[Any]) -> None:
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        hooks = (None, None, None)  # launch metadata, enter, exit
+        self._run(
+            programs, 1, 1, stream, self._function, self._metadata, *hooks, *arguments
+        )
+
+
+@functools.cache
+def _compiled(
+    kernel: Any, kinds: tuple, constants: tuple, warps: int, device: torch.device
+) -> triton.compiler.CompiledKernel:
+    """One loaded kernel per device: machine code belongs to the context that loaded it."""
+    del device
+    return compile_kernel(kernel, dict(kinds), dict(constants), warps=warps)
+
+
+def _raw(argument: Any) -> Any:
+    """Tensors as addresses."""
+    if isinstance(argument, tuple):
+        return tuple(_raw(a) for a in argument)
+    return argument.data_ptr() if isinstance(argument, Tensor) else argument

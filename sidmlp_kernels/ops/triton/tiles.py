@@ -1,0 +1,101 @@
+"""Tile sizes of the kernels: one table keyed by sizes, printed by `python -m sidmlp_kernels.ops.triton.tiles`.
+
+A row holds for students up to its hidden width and plans up to its number of beams; the first row
+that fits is taken. Tiles depend on model, settings and catalogue alone, never on the batch, so that
+a request's bits do not either; the batch only chooses how many requests a program groups (`GROUPS`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+MAX_HIDDEN = 16384
+MAX_DIM = 16384
+MAX_BEAMS = 1024
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes of tiles, in elements; see the kernels for what each is.
+
+    warps, stages  of the program and of its pipelined products
+    row_tile       elements of a tile of hidden rows: rows x columns
+    chunk          beams that are expanded together
+    fanout         children of a beam in a tile
+    select         keys that are sorted together
+    tokens, pool   of a tile of encoder states
+    n, k           of products shared by a group of 16 rows
+    n_dense, k_dense  of a dense level
+    """
+
+    warps: int
+    stages: int
+    row_tile: int
+    chunk: int
+    fanout: int
+    select: int
+    tokens: int
+    pool: int
+    n: int
+    k: int
+    n_dense: int
+    k_dense: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tiles for half-precision or float32 weights up to these sizes."""
+
+    half: bool
+    max_hidden: int
+    max_beams: int
+    tiles: Tiles
+
+
+# fmt: off
+TABLE = (
+    #   half  hidden  beams        warps stages row_tile chunk fanout select tokens pool   n    k  n_dense k_dense
+    Row(True,    512,    64, Tiles(    8,     3,    8192,   64,    32,  1024,    32, 128, 128, 128,     64,    128)),
+    Row(True,  16384,    64, Tiles(    8,     3,    8192,   64,    32,  1024,    32, 128, 128,  64,     64,     64)),
+    Row(True,  16384,  1024, Tiles(    8,     3,    8192,   64,    32,  1024,    32, 128, 128,  64,     64,     64)),
+    Row(False, 16384,    64, Tiles(    8,     2,    8192,   64,    32,  1024,    32,  64,  64,  32,     64,     32)),
+    Row(False, 16384,  1024, Tiles(    8,     2,    8192,   64,    32,  1024,    32,  64,  64,  32,     64,     32)),
+)
+# fmt: on
+
+# Requests that a program groups, by (smallest batch per multiprocessor, group): see docs/kernels.md.
+GROUPS = ((0, 1), (2, 2), (4, 4))
+
+
+def choose_tiles(half: bool, hidden: int, beams: int) -> Tiles:
+    """The first row of the table that fits; ValueError where none does."""
+    for row in TABLE:
+        if row.half == half and hidden <= row.max_hidden and beams <= row.max_beams:
+            return row.tiles
+    raise ValueError(
+        f"tiles: expected hidden_dim up to {MAX_HIDDEN} and up to {MAX_BEAMS} live beams, got "
+        f"{hidden} and {beams}; use another backend"
+    )
+
+
+def choose_group(batch: int, multiprocessors: int) -> int:
+    """Requests a program takes together: more share weights, fewer leave no multiprocessor idle."""
+    group = 1
+    for per_multiprocessor, size in GROUPS:
+        if batch >= per_multiprocessor * multiprocessors:
+            group = size
+    return group
+
+
+def print_table() -> None:
+    """The table as text."""
+    names = [field.name for field in dataclasses.fields(Tiles)]
+    print(" ".join(f"{name:>10}" for name in ["weights", "hidden", "beams", *names]))
+    for row in TABLE:
+        cells = ["half" if row.half else "float32", row.max_hidden, row.max_beams]
+        print(" ".join(f"{cell:>10}" for cell in [*cells, *dataclasses.astuple(row.tiles)]))
+
+
+if __name__ == "__main__":
+    print_table()
