@@ -27,7 +27,6 @@ from sidmlp_kernels.ops.triton.launch import (
 from sidmlp_kernels.ops.triton.problem import Settings, Sizes
 from sidmlp_kernels.ops.triton.scratch import Layout, layout_of
 from sidmlp_kernels.ops.triton.tiles import choose_group, choose_tiles
-from sidmlp_kernels.spec import MAX_LEVELS
 
 MIN_TILE = 16
 MAX_CANDIDATES = 1 << 18  # beams x codes of a chunk
@@ -39,11 +38,6 @@ _WORK = ("batch", "group", "workspace", "slice_bytes", "offsets")
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n and a tile."""
     return max(MIN_TILE, triton.next_power_of_2(n))
-
-
-def by_level(values: Sequence[Any]) -> tuple[Any, ...]:
-    """One value per level, the last repeated up to MAX_LEVELS."""
-    return (*values, *[values[-1]] * (MAX_LEVELS - len(values)))
 
 
 def sizes_argument(s: Sizes) -> tuple[int, ...]:
@@ -69,6 +63,7 @@ class Bound:
         self._head_constants = {
             "FITTED": dtype != torch.float32,
             "COLUMNS": columns,
+            "FULL": columns == self.sizes.hidden_dim,
             "ROWS": min(MIN_TILE, max(1, self.tiles.row_tile // columns)),
         }
         self._product_constants = {
@@ -225,7 +220,7 @@ class BoundLogits(Bound):
                 "out_weight": out_weight,
                 "out_bias": out_bias,
                 "logits": logits,
-                "num_codes": by_level([*map(Multiple, s.num_codes)]),
+                "num_codes": tuple(map(Multiple, s.num_codes)),
                 "workspace": work[2],
             },
             {**self._head_constants, **self._product_constants},
@@ -272,27 +267,38 @@ class BoundDecode(Bound):
             chunk //= 2
         return chunk, chunk
 
+    def _even(self) -> dict[str, bool]:
+        """Which products need no masks but for rows."""
+        s, tiles = self.sizes, self.tiles
+        width = problem.padded(s.hidden_dim)
+        return {
+            "EVEN_CONTEXT": (s.num_levels * width) % tiles.n == 0 and s.dim % tiles.k == 0,
+            "EVEN_ROOT": s.num_codes[0] % tiles.n == 0 and width % tiles.k == 0,
+            "EVEN_DENSE": width % tiles.k_dense == 0
+            and all(codes % tiles.n_dense == 0 for codes in s.num_codes),
+        }
+
     def _static_arguments(self) -> dict[str, Any]:
         s, settings, heads, trie = self.sizes, self.settings, self._heads, self._catalogue
         names = ("vectors", "prefix_table", "block_weight", "out_weight", "out_bias")
         levels = range(s.num_levels)
         of_heads = {
-            name: by_level([heads[2 + 5 * level + i] for level in levels])
+            name: tuple(heads[2 + 5 * level + i] for level in levels)
             for i, name in enumerate(names)
         }
         return {
             "context_weight": heads[0],
             "context_bias": heads[1],
             **of_heads,
-            "child_begin": by_level([trie[2 * level] for level in levels]),
-            "codes": by_level([trie[2 * level + 1] for level in levels]),
+            "child_begin": tuple(trie[2 * level] for level in levels),
+            "codes": tuple(trie[2 * level + 1] for level in levels),
             "leaf_begin": trie[-3],
             "item_ids": trie[-2],
             "available": trie[-1],
-            "num_codes": by_level([*map(Multiple, s.num_codes)]),
-            "dense": by_level([int(settings.codebook or m) for m in settings.level_modes]),
-            "temperatures": by_level(settings.temperatures),
-            "level_weights": by_level(settings.level_weights),
+            "num_codes": tuple(map(Multiple, s.num_codes)),
+            "dense": tuple(int(settings.codebook or m) for m in settings.level_modes),
+            "temperatures": settings.temperatures,
+            "level_weights": settings.level_weights,
             "k": settings.k,
             "num_beams": settings.num_beams,
             "codebook": int(settings.codebook),
@@ -344,6 +350,8 @@ class BoundDecode(Bound):
                 },
                 {
                     "FROM_STATES": states_dtype is not None,
+                    "NUM_LEVELS": self.sizes.num_levels,
+                    **self._even(),
                     **self._readout_constants(states_dtype),
                     **self._head_constants,
                     **self._product_constants,
@@ -351,6 +359,9 @@ class BoundDecode(Bound):
                     "CHUNK": chunk,
                     "FANOUT": tiles.fanout,
                     "SELECT": max(tiles.select, self._beams),
+                    "FEW": max(tiles.few, self._beams),
+                    "PAIRS": tiles.pairs,
+                    "PART": min(tiles.part, self._head_constants["COLUMNS"]),
                     "M_DENSE": chunk,
                     "N_DENSE": tiles.n_dense,
                     "K_DENSE": tiles.k_dense,

@@ -9,16 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-MAX_LEVELS = tl.constexpr(8)
 GROUP_ROWS = tl.constexpr(16)  # rows of a tile that several requests share; 16 = one mma tile
 LARGEST = tl.constexpr(3.402823466e38)  # of finite float32 numbers
 
 
 @triton.jit
 def at_level(values, level):
-    """values[level] of a tuple of MAX_LEVELS scalars or pointers, for a level known at run time."""
+    """values[level] of a tuple of scalars or pointers, for a level known at run time."""
     found = values[0]
-    for i in tl.static_range(1, MAX_LEVELS):
+    for i in tl.static_range(1, len(values)):
         found = tl.where(level == i, values[i], found)
     return found
 
@@ -38,29 +37,35 @@ def is_finite(x):
 def gelu(x, FITTED: tl.constexpr):
     """x Phi(x). FITTED: Phi as the sigmoid of an odd polynomial, off by at most 3.1e-6 in x Phi(x);
     a least-squares fit reweighted towards the largest error, over [-5.5, 5.5]."""
-    if FITTED:
+    if FITTED:  # coefficients times -log2(e)
         u = x * x
-        p = 2.2381632526218138e-06
-        p = p * u - 6.116199321856644e-05
-        p = p * u - 0.00024972336947447227
-        p = p * u + 0.07293758207250922
-        p = p * u + 1.5956562719565928
-        return x / (1.0 + tl.exp2(x * p * -1.4426950408889634))
+        p = -3.2289869e-06
+        p = p * u + 8.8238107e-05
+        p = p * u + 3.6027472e-04
+        p = p * u - 1.0522668e-01
+        p = p * u - 2.3020453e00
+        return x / (1.0 + tl.exp2(x * p))
     else:
         return 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
 
 
 @triton.jit
-def layer_norm(z, column, width, eps, gain, shift):
+def layer_norm(z, column, width, eps, gain, shift, FULL: tl.constexpr = False):
     """LayerNorm of each row of z [R, N] over its first `width` columns; padding comes out zero.
 
-    gain, shift: pointers to float32 vectors padded with zeros; z is zero from `width` on.
+    gain, shift: pointers to float32 vectors padded with zeros; z is zero from `width` on. FULL:
+    width is N.
     """
-    inside = column[None, :] < width
     mean = tl.sum(z, 1) / width
-    centred = tl.where(inside, z - mean[:, None], 0.0)
+    centred = z - mean[:, None]
+    if not FULL:
+        centred = tl.where(column[None, :] < width, centred, 0.0)
     variance = tl.sum(centred * centred, 1) / width
     scale = 1.0 / tl.sqrt_rn(variance + eps)
-    g = tl.load(gain + column, mask=column < width, other=0.0)
-    s = tl.load(shift + column, mask=column < width, other=0.0)
+    if FULL:
+        g = tl.load(gain + column)
+        s = tl.load(shift + column)
+    else:
+        g = tl.load(gain + column, mask=column < width, other=0.0)
+        s = tl.load(shift + column, mask=column < width, other=0.0)
     return centred * scale[:, None] * g[None, :] + s[None, :]

@@ -10,18 +10,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import at_level, gelu, layer_norm, padded
+from .common import gelu, layer_norm, padded
 from .product import product
 
 
 @triton.jit
-def code_of(words, level):
+def code_of(words, level: tl.constexpr):
     """Code number `level` of prefixes packed 16 bits a code into two int64 words."""
-    word = tl.where(level < 4, words[0], words[1])
-    return (word >> (16 * (level % 4))) & 0xFFFF
+    return (words[level // 4] >> (16 * (level % 4))) & 0xFFFF
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def further_blocks(
     hidden,
     z,  # float32 scratch [rows, Hp]
@@ -38,6 +37,8 @@ def further_blocks(
     K: tl.constexpr,
     STAGES: tl.constexpr,
     FITTED: tl.constexpr,
+    FULL: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """Blocks 1.. on `rows` rows of hidden, in place. Begins after a barrier and ends with one."""
     stride = padded(width)
@@ -47,7 +48,7 @@ def further_blocks(
         weight = block_weight + tl.cast(block - 1, tl.int64) * width * stride
         product(
             hidden, stride, rows, weight, stride, width, stride, bias, z, stride,
-            M, N, K, STAGES, X_IS_PADDED=True,
+            M, N, K, STAGES, X_IS_PADDED=True, EVEN=EVEN,
         )  # fmt: skip
         tl.debug_barrier()
         for first in range(0, rows, ROWS):
@@ -55,12 +56,13 @@ def further_blocks(
             inside = (row[:, None] < rows) & (column[None, :] < stride)
             at = row[:, None] * stride + column[None, :]
             x = tl.load(z + at, mask=inside, other=0.0)
-            x = gelu(layer_norm(x, column, width, eps, bias + stride, bias + 2 * stride), FITTED)
+            x = layer_norm(x, column, width, eps, bias + stride, bias + 2 * stride, FULL)
+            x = gelu(x, FITTED)
             tl.store(hidden + at, x.to(hidden.dtype.element_ty), mask=inside)
         tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def hidden_rows(
     first_layer,  # float32 [.., Hp], context parts; rows first_stride apart
     first_stride,
@@ -76,6 +78,7 @@ def hidden_rows(
     ROWS: tl.constexpr,  # rows of a tile
     COLUMNS: tl.constexpr,  # at least Hp
     FITTED: tl.constexpr,
+    FULL: tl.constexpr,  # width is COLUMNS
 ):
     """hidden <- the first block of a head on `rows` prefixes. The caller sets the barriers."""
     stride = padded(width)
@@ -83,20 +86,22 @@ def hidden_rows(
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         live = row < rows
-        inside = live[:, None] & (column[None, :] < stride)
+        inside = live[:, None]
+        if not FULL:
+            inside = inside & (column[None, :] < stride)
         z = tl.load(
             first_layer + row[:, None] * first_stride + column[None, :], mask=inside, other=0.0
         )
-        if level > 0:
-            low = tl.load(words[0] + row, mask=live, other=0)
-            high = tl.load(words[1] + row, mask=live, other=0)
-            offset = 0
-            for i in range(level):
-                table_row = offset + code_of((low, high), i)
-                entry = prefix_table + table_row[:, None] * stride + column[None, :]
-                z += tl.load(entry, mask=inside, other=0.0).to(tl.float32)
-                offset += at_level(num_codes, i)
-        x = gelu(layer_norm(z, column, width, eps, vectors, vectors + stride), FITTED)
+        low = tl.load(words[0] + row, mask=live & (level > 0), other=0)
+        high = tl.load(words[1] + row, mask=live & (level > 4), other=0)
+        offset = 0
+        # Unrolled with masks, so that the rows of all tables are on their way at once.
+        for i in tl.static_range(len(num_codes) - 1):
+            table_row = offset + code_of((low, high), i)
+            entry = prefix_table + table_row[:, None] * stride + column[None, :]
+            z += tl.load(entry, mask=inside & (i < level), other=0.0).to(tl.float32)
+            offset += num_codes[i]
+        x = gelu(layer_norm(z, column, width, eps, vectors, vectors + stride, FULL), FITTED)
         tl.store(
             hidden + row[:, None] * stride + column[None, :],
             x.to(hidden.dtype.element_ty),

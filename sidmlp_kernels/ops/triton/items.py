@@ -9,8 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import MAX_LEVELS
-
 
 @triton.jit
 def excluded_range(offsets, total, request):
@@ -71,7 +69,6 @@ def write_result(
     code_words,  # pair of int64 [BEAMS], see beam.py
     count,  # leaves that are real
     request,
-    num_levels,
     k,
     leaf_begin,
     item_ids,
@@ -83,6 +80,7 @@ def write_result(
     scores,
     codes,
     counts,
+    NUM_LEVELS: tl.constexpr,
     BEAMS: tl.constexpr,
 ):
     """Leaves become items, in catalogue order inside a leaf, cut at k; the rest is padding."""
@@ -114,19 +112,16 @@ def write_result(
         )
         tl.store(items + row + at, tl.load(item_ids + slot, mask=ok, other=0), mask=ok)
         tl.store(scores + row + at, score, mask=ok)
-        for level in tl.static_range(MAX_LEVELS):
-            word = code_words[level // 4]
-            code = ((word >> (16 * (level % 4))) & 0xFFFF).to(tl.int32)
-            tl.store(
-                codes + (row + at) * num_levels + level, code, mask=ok & (level < num_levels)
-            )
+        for level in tl.static_range(NUM_LEVELS):
+            code = (code_words[level // 4] >> (16 * (level % 4))) & 0xFFFF
+            tl.store(codes + (row + at) * NUM_LEVELS + level, code.to(tl.int32), mask=ok)
         at += ok.to(tl.int32)
 
     for base in range(total, k, BEAMS):
         rest = base + place
         tl.store(items + row + rest, tl.full([BEAMS], -1, tl.int64), mask=rest < k)
         tl.store(scores + row + rest, tl.full([BEAMS], float("-inf"), tl.float32), mask=rest < k)
-        for level in range(num_levels):
+        for level in tl.static_range(NUM_LEVELS):
             none = tl.full([BEAMS], -1, tl.int32)
-            tl.store(codes + (row + rest) * num_levels + level, none, mask=rest < k)
+            tl.store(codes + (row + rest) * NUM_LEVELS + level, none, mask=rest < k)
     tl.store(counts + request, total)

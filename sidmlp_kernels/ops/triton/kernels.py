@@ -16,12 +16,13 @@ import triton
 import triton.language as tl
 
 from . import scratch as at
-from .beam import advance, expand, root_candidates
-from .common import GROUP_ROWS, MAX_LEVELS, at_level, is_finite, padded
+from .beam import advance, bar_leaves, child_keys, root_keys, select
+from .common import GROUP_ROWS, at_level, padded
 from .heads import further_blocks, hidden_rows
 from .items import excluded_range, write_result
 from .product import product
 from .readout import context_readout
+from .selection import BAD_KEY, NO_KEY
 
 
 @triton.jit
@@ -45,15 +46,6 @@ def readout_arrays(base, offsets):
         array(base, offsets, at.FFN, tl.float32),
         array(base, offsets, at.WEIGHTS, tl.float32),
     )
-
-
-@triton.jit
-def all_finite(vector, size, COLUMNS: tl.constexpr):
-    """Whether vector [size] holds finite numbers alone, as 0 or 1."""
-    column = tl.arange(0, COLUMNS)
-    inside = column < size
-    x = tl.load(vector + column, mask=inside, other=0.0)
-    return 1 - tl.max((inside & (is_finite(x) == 0)).to(tl.int32), 0)
 
 
 @triton.jit
@@ -97,9 +89,14 @@ def beam_decode_kernel(
     num_beams,
     codebook,
     FROM_STATES: tl.constexpr,
+    NUM_LEVELS: tl.constexpr,
     FACTORED: tl.constexpr,
     EXACT: tl.constexpr,
     FITTED: tl.constexpr,
+    FULL: tl.constexpr,
+    EVEN_CONTEXT: tl.constexpr,
+    EVEN_ROOT: tl.constexpr,
+    EVEN_DENSE: tl.constexpr,
     DIM_COLUMNS: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -107,6 +104,9 @@ def beam_decode_kernel(
     CHUNK: tl.constexpr,
     FANOUT: tl.constexpr,
     SELECT: tl.constexpr,
+    FEW: tl.constexpr,
+    PAIRS: tl.constexpr,
+    PART: tl.constexpr,
     TOKENS: tl.constexpr,
     POOL: tl.constexpr,
     N: tl.constexpr,
@@ -117,7 +117,7 @@ def beam_decode_kernel(
     STAGES: tl.constexpr,
 ):
     """All levels of the beam search for every request, from contexts or from encoder states."""
-    num_levels, dim, num_heads, head_dim, ffn_dim, width, num_blocks = sizes
+    _, dim, num_heads, head_dim, ffn_dim, width, num_blocks = sizes
     dim_pad, stride = padded(dim), padded(width)
     base = workspace + tl.cast(tl.program_id(0), tl.int64) * slice_bytes
     weight_type: tl.constexpr = context_weight.dtype.element_ty
@@ -132,7 +132,7 @@ def beam_decode_kernel(
     pair_code = array(base, offsets, at.PAIR_CODE, tl.int32)
     logits = array(base, offsets, at.LOGITS, tl.float32)
     keys = array(base, offsets, at.KEYS, tl.int64)
-    first_stride = num_levels * stride
+    first_stride = NUM_LEVELS * stride
     place = tl.arange(0, BEAMS)
 
     for request in range(tl.program_id(0) * group, batch, tl.num_programs(0) * group):
@@ -153,22 +153,22 @@ def beam_decode_kernel(
         # The first layers' context parts, then level 1's logits, for the whole group.
         product(
             vector, vector_stride, rows, context_weight, first_stride, dim, first_stride,
-            context_bias, first_layer, first_stride, GROUP_ROWS, N, K, STAGES,
+            context_bias, first_layer, first_stride, GROUP_ROWS, N, K, STAGES, EVEN=EVEN_CONTEXT,
         )  # fmt: skip
         tl.debug_barrier()
         hidden_rows(
             first_layer, first_stride, (words_low, words_high), 0, rows, width, prefix_table[0],
-            num_codes, vectors[0], eps, hidden, ROWS, COLUMNS, FITTED,
+            num_codes, vectors[0], eps, hidden, ROWS, COLUMNS, FITTED, FULL,
         )  # fmt: skip
         tl.debug_barrier()
         further_blocks(
             hidden, z, rows, width, block_weight[0], vectors[0], num_blocks, eps,
-            GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED,
+            GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
         )  # fmt: skip
         product(
             hidden, stride, rows, out_weight[0], stride, width, num_codes[0], out_bias[0],
             root_logits, num_codes[0], GROUP_ROWS, N, K, STAGES,
-            ROW_PER_COLUMN=True, X_IS_PADDED=True,
+            ROW_PER_COLUMN=True, X_IS_PADDED=True, EVEN=EVEN_ROOT,
         )  # fmt: skip
         tl.debug_barrier()
 
@@ -180,63 +180,54 @@ def beam_decode_kernel(
                     excluded_offsets, num_excluded, request + row
                 )
             leaves = (leaf_begin, item_ids, available, excluded, excluded_begin, excluded_end)
-            finite = all_finite(vector + row * vector_stride, dim, DIM_COLUMNS)
-            best, bad = root_candidates(
-                root_logits + row * num_codes[0], num_codes[0], child_begin[0], codes[0],
-                temperatures[0], level_weights[0], leaves, num_levels == 1, BEAMS, SELECT,
-            )  # fmt: skip
-            none = tl.zeros([BEAMS], tl.int64)
-            beams = (tl.zeros([BEAMS], tl.float32), tl.zeros([BEAMS], tl.int32), none, none)
-            beams, count = advance(best, beams, 0, num_beams, child_begin[0], codes[0], BEAMS)
-            for level in range(1, num_levels):
-                best, broken = expand(
-                    level,
-                    beams,
-                    count,
-                    first_layer + row * first_stride + level * stride,
-                    (words_low, words_high, pair_row, pair_code, hidden, z, logits, keys),
-                    (
-                        at_level(vectors, level),
-                        at_level(prefix_table, level),
-                        at_level(block_weight, level),
-                        at_level(out_weight, level),
-                        at_level(out_bias, level),
-                    ),
-                    (at_level(child_begin, level), at_level(codes, level)),
-                    num_codes,
-                    (
-                        at_level(temperatures, level),
-                        at_level(level_weights, level),
-                        at_level(dense, level),
-                        codebook,
-                        eps,
-                        width,
-                        num_blocks,
-                    ),
-                    leaves,
-                    level == num_levels - 1,
-                    BEAMS,
-                    CHUNK,
-                    FANOUT,
-                    SELECT,
-                    ROWS,
-                    COLUMNS,
-                    M_DENSE,
-                    N_DENSE,
-                    K_DENSE,
-                    STAGES,
-                    FITTED,
-                )
-                bad |= broken
-                beams, count = advance(
-                    best, beams, level, num_beams, at_level(child_begin, level),
-                    at_level(codes, level), BEAMS,
-                )  # fmt: skip
-            count = tl.where((finite != 0) & (bad == 0), count, 0)
+            zero = tl.zeros([BEAMS], tl.int64)
+            beams = (tl.zeros([BEAMS], tl.float32), tl.zeros([BEAMS], tl.int32), zero, zero)
+            count = 1
+            broken = 0
+            for level in range(NUM_LEVELS):
+                trie = (at_level(child_begin, level), at_level(codes, level))
+                temperature = at_level(temperatures, level)
+                weight = at_level(level_weights, level)
+                best = tl.full([BEAMS], NO_KEY, tl.int64)
+                for chunk in range(0, count, CHUNK):
+                    if level == 0:
+                        num_keys = root_keys(
+                            root_logits + row * num_codes[0], num_codes[0], *trie, temperature,
+                            weight, keys, FEW,
+                        )  # fmt: skip
+                    else:
+                        num_keys = child_keys(
+                            level, chunk, beams, count,
+                            first_layer + row * first_stride + level * stride,
+                            (words_low, words_high, pair_row, pair_code, hidden, z, logits, keys),
+                            (
+                                at_level(vectors, level),
+                                at_level(prefix_table, level),
+                                at_level(block_weight, level),
+                                at_level(out_weight, level),
+                                at_level(out_bias, level),
+                            ),
+                            trie,
+                            num_codes,
+                            (
+                                temperature, weight, at_level(dense, level), codebook, eps, width,
+                                num_blocks,
+                            ),
+                            BEAMS, CHUNK, FANOUT, ROWS, COLUMNS, PAIRS, PART,
+                            M_DENSE, N_DENSE, K_DENSE, STAGES, FITTED, FULL, EVEN_DENSE,
+                        )  # fmt: skip
+                    tl.debug_barrier()
+                    if level == NUM_LEVELS - 1:
+                        bar_leaves(keys, num_keys, beams[1], trie[0], leaves, FEW)
+                        tl.debug_barrier()
+                    best = select(best, keys, num_keys, BEAMS, SELECT, FEW)
+                broken |= (tl.max(best, 0) == BAD_KEY).to(tl.int32)
+                beams, count = advance(best, beams, level, num_beams, *trie, BEAMS)
+            count = tl.where(broken == 0, count, 0)
             score, leaf, low, high = beams
             write_result(
-                leaf, score, (low, high), count, request + row, num_levels, k, *leaves,
-                items, scores, result_codes, counts, BEAMS,
+                leaf, score, (low, high), count, request + row, k, *leaves,
+                items, scores, result_codes, counts, NUM_LEVELS, BEAMS,
             )  # fmt: skip
 
 
@@ -305,6 +296,7 @@ def level_logits_kernel(
     num_codes,
     eps,
     FITTED: tl.constexpr,
+    FULL: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     N: tl.constexpr,
@@ -346,12 +338,12 @@ def level_logits_kernel(
         tl.debug_barrier()
         hidden_rows(
             first_layer, stride, (words_low, words_high), level, rows, width, prefix_table,
-            num_codes, vectors, eps, hidden, ROWS, COLUMNS, FITTED,
+            num_codes, vectors, eps, hidden, ROWS, COLUMNS, FITTED, FULL,
         )  # fmt: skip
         tl.debug_barrier()
         further_blocks(
             hidden, z, rows, width, block_weight, vectors, num_blocks, eps,
-            GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED,
+            GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
         )  # fmt: skip
         out = logits + tl.cast(request, tl.int64) * every_code
         product(

@@ -14,7 +14,7 @@ import triton.language as tl
 from .common import padded
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def product(
     x,  # [rows, inner], rows x_stride apart
     x_stride,
@@ -32,45 +32,63 @@ def product(
     STAGES: tl.constexpr,
     ROW_PER_COLUMN: tl.constexpr = False,
     X_IS_PADDED: tl.constexpr = False,  # zeros follow each row up to a multiple of 16
+    EVEN: tl.constexpr = False,  # N divides columns and K inner
     HAS_BIAS: tl.constexpr = True,
     RELU: tl.constexpr = False,
 ):
     dtype = w.dtype.element_ty
-    inner_tiles = tl.cdiv(inner, K)
     inner_end = padded(inner) if X_IS_PADDED else inner
     row = tl.arange(0, M)
+    k = tl.arange(0, K)
+    n = tl.arange(0, N)
+    live = row[:, None] < rows
+    a_at = row[:, None] * x_stride + k[None, :]
+    if ROW_PER_COLUMN:
+        b_at = n[:, None] * w_stride + k[None, :]
+    else:
+        b_at = k[:, None] * w_stride + n[None, :]
+    y_at = row[:, None] * y_stride + n[None, :]
     zero = tl.zeros([M, N], tl.float32)
     total = zero
-    for tile in tl.range(0, tl.cdiv(columns, N) * inner_tiles, num_stages=STAGES):
-        k = tile % inner_tiles * K + tl.arange(0, K)
-        n = tile // inner_tiles * N + tl.arange(0, N)
-        a = tl.load(
-            x + row[:, None] * x_stride + k[None, :],
-            mask=(row[:, None] < rows) & (k[None, :] < inner_end),
-            other=0.0,
-        ).to(dtype)
-        if ROW_PER_COLUMN:
-            b = tl.load(
-                w + n[:, None] * w_stride + k[None, :],
-                mask=(n[:, None] < columns) & (k[None, :] < inner_end),
-                other=0.0,
-            ).trans()
+    k0 = 0
+    n0 = 0
+    for _ in tl.range(0, tl.cdiv(columns, N) * tl.cdiv(inner, K), num_stages=STAGES):
+        if EVEN:
+            a = tl.load(x + k0 + a_at, mask=live, other=0.0).to(dtype)
         else:
-            b = tl.load(
-                w + k[:, None] * w_stride + n[None, :],
-                mask=(k[:, None] < inner) & (n[None, :] < columns),
-                other=0.0,
-            )
+            inside = k[None, :] + k0 < inner_end
+            a = tl.load(x + k0 + a_at, mask=live & inside, other=0.0).to(dtype)
+        if ROW_PER_COLUMN:
+            tile = w + tl.cast(n0, tl.int64) * w_stride + k0
+            if EVEN:
+                b = tl.load(tile + b_at)
+            else:
+                real = (n[:, None] + n0 < columns) & (k[None, :] + k0 < inner_end)
+                b = tl.load(tile + b_at, mask=real, other=0.0)
+            b = b.trans()
+        else:
+            tile = w + tl.cast(k0, tl.int64) * w_stride + n0
+            if EVEN:
+                b = tl.load(tile + b_at)
+            else:
+                real = (k[:, None] + k0 < inner) & (n[None, :] + n0 < columns)
+                b = tl.load(tile + b_at, mask=real, other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
-        if tile % inner_tiles == inner_tiles - 1:
+        k0 += K
+        last = k0 >= inner
+        if last:
             out = total
             if HAS_BIAS:
-                out += tl.load(bias + n, mask=n < columns, other=0.0)[None, :]
+                if EVEN:
+                    out += tl.load(bias + n0 + n)[None, :]
+                else:
+                    out += tl.load(bias + n0 + n, mask=n0 + n < columns, other=0.0)[None, :]
             if RELU:
                 out = tl.where(out < 0.0, 0.0, out)  # max would drop a NaN
-            tl.store(
-                y + row[:, None] * y_stride + n[None, :],
-                out,
-                mask=(row[:, None] < rows) & (n[None, :] < columns),
-            )
+            if EVEN:
+                tl.store(y + n0 + y_at, out, mask=live)
+            else:
+                tl.store(y + n0 + y_at, out, mask=live & (n[None, :] + n0 < columns))
             total = zero
+        n0 = tl.where(last, n0 + N, n0)
+        k0 = tl.where(last, 0, k0)

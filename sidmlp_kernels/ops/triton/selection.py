@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 NO_KEY = tl.constexpr(-(2**63))  # below every candidate's key
+BAD_KEY = tl.constexpr(2**63 - 1)  # above every candidate's; stands for a score that is not finite
 
 
 @triton.jit
@@ -40,7 +41,10 @@ def key_ordinal(key):
 
 
 @triton.jit
-def merged(best, keys, BEAMS: tl.constexpr):
-    """The BEAMS best of best [BEAMS] and keys [N >= BEAMS], descending."""
+def top_keys(best, keys, BEAMS: tl.constexpr):
+    """The BEAMS best of best [BEAMS], descending, and of keys [N >= BEAMS], descending."""
     top = tl.topk(keys, BEAMS)
-    return tl.topk(tl.reshape(tl.join(best, top), [2 * BEAMS]), BEAMS)
+    # Of two descending lists, the larger of each and the other's mirror image are the best; they
+    # rise and then fall, so one merge sorts them.
+    upper = tl.maximum(best, tl.flip(top, 0))
+    return tl.bitonic_merge(upper, descending=True)
