@@ -43,7 +43,7 @@ def root_keys(
     num_codes,
     child_begin,
     codes,
-    temperature,
+    scale,  # 1 / temperature
     weight,
     keys,
     SELECT: tl.constexpr,
@@ -53,13 +53,13 @@ def root_keys(
     largest = tl.full([SELECT], float("-inf"), tl.float32)
     for base in range(0, num_codes, SELECT):
         inside = base + lane < num_codes
-        x = tl.load(logits + base + lane, mask=inside, other=float("-inf")) / temperature
+        x = tl.load(logits + base + lane, mask=inside, other=float("-inf")) * scale
         largest = tl.maximum(largest, x)
     top = tl.max(largest, 0)
     terms = tl.zeros([SELECT], tl.float32)
     for base in range(0, num_codes, SELECT):
         inside = base + lane < num_codes
-        x = tl.load(logits + base + lane, mask=inside, other=0.0) / temperature
+        x = tl.load(logits + base + lane, mask=inside, other=0.0) * scale
         terms += tl.where(inside, tl.exp(x - top) + x * 0.0, 0.0)  # NaN if x is not finite
     log_total = tl.log(tl.sum(terms, 0))
 
@@ -69,7 +69,7 @@ def root_keys(
         ordinal = base + lane
         wanted = ordinal < children
         code = tl.load(codes + first + ordinal, mask=wanted, other=0).to(tl.int32)
-        x = tl.load(logits + code, mask=wanted, other=0.0) / temperature
+        x = tl.load(logits + code, mask=wanted, other=0.0) * scale
         score = weight * clamped(x - top - log_total)
         key = candidate_key(score, tl.zeros_like(ordinal), ordinal)
         tl.store(keys + ordinal, key, mask=wanted)
@@ -107,20 +107,76 @@ def pair_logits(
 
 
 @triton.jit
+def keys_of_children(
+    logits,  # pointers [CHUNK]: to each beam's logits, by code or by child
+    codes,
+    begin,  # first child
+    children,
+    needs,  # whether the beam has logits
+    rank,
+    score,
+    key_at,
+    keys,
+    every_code,  # normalise over so many codes; 0: over the children
+    scale,  # 1 / temperature
+    weight,
+    CHUNK: tl.constexpr,
+    FAN: tl.constexpr,
+    BY_CODE: tl.constexpr,
+):
+    """Log-softmax of each beam's logits, then a key for each child."""
+    fan = tl.broadcast_to(tl.arange(0, FAN)[None, :], [CHUNK, FAN])
+    over_codes = every_code > 0
+    span = tl.where(needs, tl.where(over_codes, every_code, children), 0)
+    top = tl.full([CHUNK], float("-inf"), tl.float32)
+    total = tl.zeros([CHUNK], tl.float32)
+    for base in range(0, tl.max(span, 0), FAN):
+        index = base + fan
+        mask = index < span[:, None]
+        if BY_CODE:
+            looked = mask & (over_codes == 0)
+            code = tl.load(codes + begin[:, None] + index, mask=looked, other=0)
+            index = tl.where(over_codes, index, code.to(tl.int32))
+        x = tl.load(logits[:, None] + index, mask=mask, other=float("-inf")) * scale
+        larger = tl.maximum(top, tl.max(x, 1))
+        shift = tl.where(needs, larger, 0.0)
+        # NaN if x is not finite
+        terms = tl.where(mask, tl.exp(x - shift[:, None]) + x * 0.0, 0.0)
+        total = total * tl.exp(top - shift) + tl.sum(terms, 1)
+        top = larger
+    log_total = tl.log(total)
+    for base in range(0, tl.max(children, 0), FAN):
+        ordinal = base + fan
+        mask = ordinal < children[:, None]
+        scored = mask & needs[:, None]
+        index = ordinal
+        if BY_CODE:
+            code = tl.load(codes + begin[:, None] + ordinal, mask=scored, other=0)
+            index = code.to(tl.int32)
+        x = tl.load(logits[:, None] + index, mask=scored, other=0.0) * scale
+        log_p = weight * clamped(x - top[:, None] - log_total[:, None])
+        child_score = score[:, None] + tl.where(needs[:, None], log_p, 0.0)
+        key = candidate_key(child_score, tl.broadcast_to(rank[:, None], [CHUNK, FAN]), ordinal)
+        tl.store(keys + key_at[:, None] + ordinal, key, mask=mask)
+
+
+@triton.jit
 def child_keys(
     level,  # 1..L-1: index of the level that is entered
     chunk,  # first rank
     beams,  # (score [BEAMS], node, words low and high)
     count,
+    first_stride,  # 0: every beam starts from the same context part
     first_layer,  # float32 [Hp] of this level
     scratch,  # (words low, words high, pair_row, pair_code, hidden, z, logits, keys)
     head,  # (vectors, prefix_table, block_weight, out_weight, out_bias)
     trie,  # (child_begin, codes)
     num_codes,
-    settings,  # (temperature, weight, dense, codebook, eps, width, num_blocks)
+    settings,  # (1 / temperature, weight, dense, codebook, eps, width, num_blocks)
     BEAMS: tl.constexpr,
     CHUNK: tl.constexpr,
     FANOUT: tl.constexpr,
+    NARROW: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -131,16 +187,16 @@ def child_keys(
     STAGES: tl.constexpr,
     FITTED: tl.constexpr,
     FULL: tl.constexpr,
+    FURTHER: tl.constexpr,
     EVEN: tl.constexpr,
 ):
     """keys <- one for each child of beams chunk .. chunk + CHUNK - 1; returns how many."""
     words_low, words_high, pair_row, pair_code, hidden, z, logits, keys = scratch
     vectors, prefix_table, block_weight, out_weight, out_bias = head
     child_begin, codes = trie
-    temperature, weight, dense, codebook, eps, width, num_blocks = settings
+    scale, weight, dense, codebook, eps, width, num_blocks = settings
     stride = padded(width)
     every_code = at_level(num_codes, level)
-    fan = tl.broadcast_to(tl.arange(0, FANOUT)[None, :], [CHUNK, FANOUT])
 
     rank = chunk + tl.arange(0, CHUNK)
     if CHUNK == BEAMS:
@@ -154,19 +210,25 @@ def child_keys(
     begin = tl.load(child_begin + node, mask=live, other=0)
     children = tl.load(child_begin + node + 1, mask=live, other=0) - begin
     needs = live & ((children != 1) | (codebook != 0))
-    need = needs.to(tl.int32)
-    place = tl.cumsum(need, 0) - need  # among beams that need a head
-    rows = tl.sum(need, 0)
-    key_at = tl.cumsum(children, 0) - children
-    num_keys = tl.sum(children, 0)
     own = tl.where(needs, children, 0)
-    pair_at = tl.cumsum(own, 0) - own
+    # One scan for three counts: beams that need a head, their children, all children. A count is at
+    # most 64 * 32767 and fits 21 bits.
+    counted = (needs.to(tl.int64) << 42) | (own.to(tl.int64) << 21) | children.to(tl.int64)
+    before = tl.cumsum(counted, 0) - counted
+    totals = tl.sum(counted, 0)
+    place = (before >> 42).to(tl.int32)  # among beams that need a head
+    pair_at = ((before >> 21) & 0x1FFFFF).to(tl.int32)
+    key_at = (before & 0x1FFFFF).to(tl.int32)
+    rows = (totals >> 42).to(tl.int32)
+    pairs = ((totals >> 21) & 0x1FFFFF).to(tl.int32)
+    num_keys = (totals & 0x1FFFFF).to(tl.int32)
 
     # 1: the list
     tl.store(words_low + place, low, mask=needs)
     tl.store(words_high + place, high, mask=needs)
     if dense == 0:
-        for base in range(0, tl.max(own, 0), FANOUT):
+        fan = tl.broadcast_to(tl.arange(0, NARROW)[None, :], [CHUNK, NARROW])
+        for base in range(0, tl.max(own, 0), NARROW):
             ordinal = base + fan
             mask = ordinal < own[:, None]
             code = tl.load(codes + begin[:, None] + ordinal, mask=mask, other=0)
@@ -177,60 +239,42 @@ def child_keys(
 
     # 2: hidden rows
     hidden_rows(
-        first_layer, 0, (words_low, words_high), level, rows, width, prefix_table, num_codes,
+        first_layer, first_stride, (words_low, words_high), level, rows, width, prefix_table, num_codes,
         vectors, eps, hidden, ROWS, COLUMNS, FITTED, FULL,
     )  # fmt: skip
     tl.debug_barrier()
-    further_blocks(
-        hidden, z, rows, width, block_weight, vectors, num_blocks, eps,
-        M, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
-    )  # fmt: skip
+    if FURTHER:
+        further_blocks(
+            hidden, z, rows, width, block_weight, vectors, num_blocks, eps,
+            M, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
+        )  # fmt: skip
 
     # 3: logits
     if dense != 0:
         if rows > 0:
             product(
                 hidden, stride, rows, out_weight, stride, width, every_code, out_bias,
-                logits, every_code, M, N, K, STAGES, ROW_PER_COLUMN=True, X_IS_PADDED=True,
+                logits, every_code, logits, M, N, K, STAGES, ROW_PER_COLUMN=True, X_IS_PADDED=True,
                 EVEN=EVEN,
             )  # fmt: skip
     else:
         pair_logits(
-            hidden, stride, pair_row, pair_code, tl.sum(own, 0), out_weight, out_bias, logits,
+            hidden, stride, pair_row, pair_code, pairs, out_weight, out_bias, logits,
             PAIRS, PART, COLUMNS,
         )  # fmt: skip
     tl.debug_barrier()
 
     # 4: softmax statistics, then keys
-    mine = logits + tl.where(dense != 0, place * every_code, pair_at)
-    gathered = (dense != 0) & (codebook == 0)  # logits by code, normalised over children
-    span = tl.where(needs, tl.where(codebook != 0, every_code, children), 0)
-    top = tl.full([CHUNK], float("-inf"), tl.float32)
-    total = tl.zeros([CHUNK], tl.float32)
-    for base in range(0, tl.max(span, 0), FANOUT):
-        index = base + fan
-        mask = index < span[:, None]
-        code = tl.load(codes + begin[:, None] + index, mask=mask & gathered, other=0)
-        index = tl.where(gathered, code.to(tl.int32), index)
-        x = tl.load(mine[:, None] + index, mask=mask, other=float("-inf")) / temperature
-        larger = tl.maximum(top, tl.max(x, 1))
-        shift = tl.where(needs, larger, 0.0)
-        # NaN if x is not finite
-        terms = tl.where(mask, tl.exp(x - shift[:, None]) + x * 0.0, 0.0)
-        total = total * tl.exp(top - shift) + tl.sum(terms, 1)
-        top = larger
-    log_total = tl.log(total)
-    for base in range(0, tl.max(children, 0), FANOUT):
-        ordinal = base + fan
-        mask = ordinal < children[:, None]
-        scored = mask & needs[:, None]
-        code = tl.load(codes + begin[:, None] + ordinal, mask=scored & (dense != 0), other=0)
-        index = tl.where(dense != 0, code.to(tl.int32), ordinal)
-        x = tl.load(mine[:, None] + index, mask=scored, other=0.0) / temperature
-        log_p = weight * clamped(x - top[:, None] - log_total[:, None])
-        child_score = score[:, None] + tl.where(needs[:, None], log_p, 0.0)
-        key = candidate_key(child_score, tl.broadcast_to(rank[:, None], [CHUNK, FANOUT]), ordinal)
-        tl.store(keys + key_at[:, None] + ordinal, key, mask=mask)
+    if dense != 0:
+        keys_of_children(
+            logits + place * every_code, codes, begin, children, needs, rank, score, key_at, keys,
+            tl.where(codebook != 0, every_code, 0), scale, weight, CHUNK, FANOUT, BY_CODE=True,
+        )  # fmt: skip
+    else:
+        keys_of_children(
+            logits + pair_at, codes, begin, children, needs, rank, score, key_at, keys,
+            0, scale, weight, CHUNK, NARROW, BY_CODE=False,
+        )  # fmt: skip
     return num_keys
 
 

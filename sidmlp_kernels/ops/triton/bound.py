@@ -62,6 +62,8 @@ class Bound:
         columns = power_of_two(self.sizes.hidden_dim)
         self._head_constants = {
             "FITTED": dtype != torch.float32,
+            "FURTHER": self.sizes.num_blocks > 1,
+            "DIM_COLUMNS": power_of_two(self.sizes.dim),
             "COLUMNS": columns,
             "FULL": columns == self.sizes.hidden_dim,
             "ROWS": min(MIN_TILE, max(1, self.tiles.row_tile // columns)),
@@ -77,11 +79,18 @@ class Bound:
             "FACTORED": self.factored if states_dtype is not None else False,
             "EXACT": self.dtype == torch.float32 or states_dtype != self.dtype,
             "DIM_COLUMNS": power_of_two(self.sizes.dim),
+            "EVEN_READOUT": self._even_readout(),
             "TOKENS": self.tiles.tokens,
             "POOL": self.tiles.pool,
         }
 
     factored = False
+
+    def _even_readout(self) -> bool:
+        s, n, k = self.sizes, self.tiles.n, self.tiles.k
+        return not self.factored and all(
+            width % n == 0 and width % k == 0 for width in (s.dim, s.ffn_dim)
+        )
 
     def _rows(self) -> tuple[int, int]:
         """Rows of hidden vectors in scratch, and beams of a chunk."""
@@ -358,6 +367,7 @@ class BoundDecode(Bound):
                     "BEAMS": self._beams,
                     "CHUNK": chunk,
                     "FANOUT": tiles.fanout,
+                    "NARROW": tiles.narrow,
                     "SELECT": max(tiles.select, self._beams),
                     "FEW": max(tiles.few, self._beams),
                     "PAIRS": tiles.pairs,

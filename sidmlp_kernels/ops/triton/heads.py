@@ -47,7 +47,7 @@ def further_blocks(
         bias = vectors + (3 * block - 1) * stride
         weight = block_weight + tl.cast(block - 1, tl.int64) * width * stride
         product(
-            hidden, stride, rows, weight, stride, width, stride, bias, z, stride,
+            hidden, stride, rows, weight, stride, width, stride, bias, z, stride, z,
             M, N, K, STAGES, X_IS_PADDED=True, EVEN=EVEN,
         )  # fmt: skip
         tl.debug_barrier()

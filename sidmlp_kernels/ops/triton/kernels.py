@@ -32,19 +32,22 @@ def array(base, offsets, NUMBER: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def readout_arrays(base, offsets):
-    """Scratch of context_readout."""
+def readout_arrays(base, offsets, weight_type: tl.constexpr):
+    """Scratch of context_readout; what products read has the dtype of the weights."""
     return (
         array(base, offsets, at.VALID, tl.int32),
         array(base, offsets, at.COUNTS, tl.int32),
-        array(base, offsets, at.MEAN, tl.float32),
+        array(base, offsets, at.MEAN, weight_type),
         array(base, offsets, at.QUERY, tl.float32),
-        array(base, offsets, at.SUM, tl.float32),
-        array(base, offsets, at.FOLDED, tl.float32),
+        array(base, offsets, at.QUERY_LOW, weight_type),
         array(base, offsets, at.HEAD_ROWS, tl.float32),
-        array(base, offsets, at.POOLED, tl.float32),
-        array(base, offsets, at.FFN, tl.float32),
+        array(base, offsets, at.FOLDED, weight_type),
         array(base, offsets, at.WEIGHTS, tl.float32),
+        array(base, offsets, at.POOLED, weight_type),
+        array(base, offsets, at.ADDED, tl.float32),
+        array(base, offsets, at.SUM, tl.float32),
+        array(base, offsets, at.SUM_LOW, weight_type),
+        array(base, offsets, at.FFN, weight_type),
     )
 
 
@@ -92,8 +95,10 @@ def beam_decode_kernel(
     NUM_LEVELS: tl.constexpr,
     FACTORED: tl.constexpr,
     EXACT: tl.constexpr,
+    EVEN_READOUT: tl.constexpr,
     FITTED: tl.constexpr,
     FULL: tl.constexpr,
+    FURTHER: tl.constexpr,
     EVEN_CONTEXT: tl.constexpr,
     EVEN_ROOT: tl.constexpr,
     EVEN_DENSE: tl.constexpr,
@@ -103,6 +108,7 @@ def beam_decode_kernel(
     BEAMS: tl.constexpr,
     CHUNK: tl.constexpr,
     FANOUT: tl.constexpr,
+    NARROW: tl.constexpr,
     SELECT: tl.constexpr,
     FEW: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -125,7 +131,7 @@ def beam_decode_kernel(
     root_logits = array(base, offsets, at.ROOT_LOGITS, tl.float32)
     hidden = array(base, offsets, at.HIDDEN, weight_type)
     z = array(base, offsets, at.NEXT, tl.float32)
-    own_context = array(base, offsets, at.CONTEXT, tl.float32)
+    own_context = array(base, offsets, at.CONTEXT, weight_type)
     words_low = array(base, offsets, at.WORDS_LOW, tl.int64)
     words_high = array(base, offsets, at.WORDS_HIGH, tl.int64)
     pair_row = array(base, offsets, at.PAIR_ROW, tl.int32)
@@ -133,7 +139,8 @@ def beam_decode_kernel(
     logits = array(base, offsets, at.LOGITS, tl.float32)
     keys = array(base, offsets, at.KEYS, tl.int64)
     first_stride = NUM_LEVELS * stride
-    place = tl.arange(0, BEAMS)
+    column = tl.arange(0, DIM_COLUMNS)
+    no_level = tl.program_id(0) * 0  # a run-time 0: a constant would be another copy of the code
 
     for request in range(tl.program_id(0) * group, batch, tl.num_programs(0) * group):
         rows = tl.minimum(group, batch - request)
@@ -141,33 +148,39 @@ def beam_decode_kernel(
         if FROM_STATES:
             context_readout(
                 states, mask, tokens, request, rows, readout, (dim, num_heads, head_dim, ffn_dim),
-                eps, readout_arrays(base, offsets), own_context,
-                FACTORED, TOKENS, POOL, DIM_COLUMNS, N, K, STAGES, EXACT,
+                eps, readout_arrays(base, offsets, weight_type), own_context,
+                FACTORED, TOKENS, POOL, DIM_COLUMNS, N, K, STAGES, EXACT, EVEN_READOUT,
             )  # fmt: skip
-            vector = own_context
-            vector_stride = dim_pad
         else:
-            vector = context + tl.cast(request, tl.int64) * dim
-            vector_stride = dim
+            for row in range(rows):
+                x = tl.load(
+                    context + tl.cast(request + row, tl.int64) * dim + column,
+                    mask=column < dim,
+                    other=0.0,
+                )
+                tl.store(own_context + row * dim_pad + column, x.to(weight_type), mask=column < dim_pad)
+            tl.debug_barrier()
 
         # The first layers' context parts, then level 1's logits, for the whole group.
         product(
-            vector, vector_stride, rows, context_weight, first_stride, dim, first_stride,
-            context_bias, first_layer, first_stride, GROUP_ROWS, N, K, STAGES, EVEN=EVEN_CONTEXT,
+            own_context, dim_pad, rows, context_weight, first_stride, dim, first_stride,
+            context_bias, first_layer, first_stride, first_layer, GROUP_ROWS, N, K, STAGES,
+            X_IS_PADDED=True, EVEN=EVEN_CONTEXT,
         )  # fmt: skip
         tl.debug_barrier()
         hidden_rows(
-            first_layer, first_stride, (words_low, words_high), 0, rows, width, prefix_table[0],
-            num_codes, vectors[0], eps, hidden, ROWS, COLUMNS, FITTED, FULL,
+            first_layer, first_stride, (words_low, words_high), no_level, rows, width,
+            prefix_table[0], num_codes, vectors[0], eps, hidden, ROWS, COLUMNS, FITTED, FULL,
         )  # fmt: skip
         tl.debug_barrier()
-        further_blocks(
-            hidden, z, rows, width, block_weight[0], vectors[0], num_blocks, eps,
-            GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
-        )  # fmt: skip
+        if FURTHER:
+            further_blocks(
+                hidden, z, rows, width, block_weight[0], vectors[0], num_blocks, eps,
+                GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
+            )  # fmt: skip
         product(
             hidden, stride, rows, out_weight[0], stride, width, num_codes[0], out_bias[0],
-            root_logits, num_codes[0], GROUP_ROWS, N, K, STAGES,
+            root_logits, num_codes[0], root_logits, GROUP_ROWS, N, K, STAGES,
             ROW_PER_COLUMN=True, X_IS_PADDED=True, EVEN=EVEN_ROOT,
         )  # fmt: skip
         tl.debug_barrier()
@@ -186,18 +199,18 @@ def beam_decode_kernel(
             broken = 0
             for level in range(NUM_LEVELS):
                 trie = (at_level(child_begin, level), at_level(codes, level))
-                temperature = at_level(temperatures, level)
+                scale = 1.0 / at_level(temperatures, level)
                 weight = at_level(level_weights, level)
                 best = tl.full([BEAMS], NO_KEY, tl.int64)
                 for chunk in range(0, count, CHUNK):
                     if level == 0:
                         num_keys = root_keys(
-                            root_logits + row * num_codes[0], num_codes[0], *trie, temperature,
-                            weight, keys, FEW,
+                            root_logits + row * num_codes[0], num_codes[0], *trie, scale, weight, keys,
+                            FEW,
                         )  # fmt: skip
                     else:
                         num_keys = child_keys(
-                            level, chunk, beams, count,
+                            level, chunk, beams, count, no_level,
                             first_layer + row * first_stride + level * stride,
                             (words_low, words_high, pair_row, pair_code, hidden, z, logits, keys),
                             (
@@ -210,11 +223,11 @@ def beam_decode_kernel(
                             trie,
                             num_codes,
                             (
-                                temperature, weight, at_level(dense, level), codebook, eps, width,
+                                scale, weight, at_level(dense, level), codebook, eps, width,
                                 num_blocks,
                             ),
-                            BEAMS, CHUNK, FANOUT, ROWS, COLUMNS, PAIRS, PART,
-                            M_DENSE, N_DENSE, K_DENSE, STAGES, FITTED, FULL, EVEN_DENSE,
+                            BEAMS, CHUNK, FANOUT, NARROW, ROWS, COLUMNS, PAIRS, PART,
+                            M_DENSE, N_DENSE, K_DENSE, STAGES, FITTED, FULL, FURTHER, EVEN_DENSE,
                         )  # fmt: skip
                     tl.debug_barrier()
                     if level == NUM_LEVELS - 1:
@@ -247,6 +260,7 @@ def context_readout_kernel(
     eps,
     FACTORED: tl.constexpr,
     EXACT: tl.constexpr,
+    EVEN_READOUT: tl.constexpr,
     DIM_COLUMNS: tl.constexpr,
     TOKENS: tl.constexpr,
     POOL: tl.constexpr,
@@ -255,7 +269,8 @@ def context_readout_kernel(
     STAGES: tl.constexpr,
 ):
     """Context vectors of every request."""
-    num_levels, dim, num_heads, head_dim, ffn_dim, width, num_blocks = sizes
+    _, dim, num_heads, head_dim, ffn_dim, _, _ = sizes
+    weight_type: tl.constexpr = readout[0].dtype.element_ty
     base = workspace + tl.cast(tl.program_id(0), tl.int64) * slice_bytes
     own_context = array(base, offsets, at.CONTEXT, tl.float32)
     column = tl.arange(0, DIM_COLUMNS)
@@ -264,8 +279,8 @@ def context_readout_kernel(
         tl.debug_barrier()
         context_readout(
             states, mask, tokens, request, rows, readout, (dim, num_heads, head_dim, ffn_dim),
-            eps, readout_arrays(base, offsets), own_context,
-            FACTORED, TOKENS, POOL, DIM_COLUMNS, N, K, STAGES, EXACT,
+            eps, readout_arrays(base, offsets, weight_type), own_context,
+            FACTORED, TOKENS, POOL, DIM_COLUMNS, N, K, STAGES, EXACT, EVEN_READOUT,
         )  # fmt: skip
         for row in range(rows):
             inside = column < dim
@@ -297,6 +312,8 @@ def level_logits_kernel(
     eps,
     FITTED: tl.constexpr,
     FULL: tl.constexpr,
+    FURTHER: tl.constexpr,
+    DIM_COLUMNS: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     N: tl.constexpr,
@@ -304,8 +321,8 @@ def level_logits_kernel(
     STAGES: tl.constexpr,
 ):
     """Logits of one level after given prefixes; NaN for a prefix with a code that is none."""
-    num_levels, dim, num_heads, head_dim, ffn_dim, width, num_blocks = sizes
-    stride = padded(width)
+    _, dim, num_heads, head_dim, ffn_dim, width, num_blocks = sizes
+    dim_pad, stride = padded(dim), padded(width)
     base = workspace + tl.cast(tl.program_id(0), tl.int64) * slice_bytes
     weight_type: tl.constexpr = context_weight.dtype.element_ty
     first_layer = array(base, offsets, at.FIRST, tl.float32)
@@ -313,8 +330,10 @@ def level_logits_kernel(
     z = array(base, offsets, at.NEXT, tl.float32)
     words_low = array(base, offsets, at.WORDS_LOW, tl.int64)
     words_high = array(base, offsets, at.WORDS_HIGH, tl.int64)
+    own_context = array(base, offsets, at.CONTEXT, weight_type)
     every_code = at_level(num_codes, level)
     place = tl.arange(0, GROUP_ROWS)
+    column = tl.arange(0, DIM_COLUMNS)
     for request in range(tl.program_id(0) * group, batch, tl.num_programs(0) * group):
         rows = tl.minimum(group, batch - request)
         tl.debug_barrier()
@@ -331,9 +350,15 @@ def level_logits_kernel(
             high |= tl.where(i < 4, 0, part)
         tl.store(words_low + place, low, mask=live)
         tl.store(words_high + place, high, mask=live)
+        for row in range(rows):
+            x = tl.load(
+                context + tl.cast(request + row, tl.int64) * dim + column, mask=column < dim, other=0.0
+            )
+            tl.store(own_context + row * dim_pad + column, x.to(weight_type), mask=column < dim_pad)
+        tl.debug_barrier()
         product(
-            context + tl.cast(request, tl.int64) * dim, dim, rows, context_weight, weight_stride, dim,
-            stride, context_bias, first_layer, stride, GROUP_ROWS, N, K, STAGES,
+            own_context, dim_pad, rows, context_weight, weight_stride, dim, stride, context_bias,
+            first_layer, stride, first_layer, GROUP_ROWS, N, K, STAGES, X_IS_PADDED=True,
         )  # fmt: skip
         tl.debug_barrier()
         hidden_rows(
@@ -341,14 +366,15 @@ def level_logits_kernel(
             num_codes, vectors, eps, hidden, ROWS, COLUMNS, FITTED, FULL,
         )  # fmt: skip
         tl.debug_barrier()
-        further_blocks(
-            hidden, z, rows, width, block_weight, vectors, num_blocks, eps,
-            GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
-        )  # fmt: skip
+        if FURTHER:
+            further_blocks(
+                hidden, z, rows, width, block_weight, vectors, num_blocks, eps,
+                GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
+            )  # fmt: skip
         out = logits + tl.cast(request, tl.int64) * every_code
         product(
             hidden, stride, rows, out_weight, stride, width, every_code, out_bias, out,
-            every_code, GROUP_ROWS, N, K, STAGES, ROW_PER_COLUMN=True, X_IS_PADDED=True,
+            every_code, out, GROUP_ROWS, N, K, STAGES, ROW_PER_COLUMN=True, X_IS_PADDED=True,
         )  # fmt: skip
         tl.debug_barrier()
         for base_code in range(0, every_code, N):

@@ -16,7 +16,7 @@ from .common import padded
 
 @triton.jit(noinline=True)
 def product(
-    x,  # [rows, inner], rows x_stride apart
+    x,  # [rows, inner], rows x_stride apart, in the dtype of the weights
     x_stride,
     rows,
     w,  # [inner, columns], or with ROW_PER_COLUMN [columns, inner]; rows w_stride apart
@@ -24,8 +24,9 @@ def product(
     inner,
     columns,
     bias,  # float32 [columns]
-    y,  # float32 [rows, columns], rows y_stride apart
+    y,  # [rows, columns], rows y_stride apart; rounded to its dtype
     y_stride,
+    low,  # with HAS_LOW a second result like y, in the dtype of the weights
     M: tl.constexpr,  # rows of a tile, at least `rows`
     N: tl.constexpr,  # columns of a tile
     K: tl.constexpr,  # inner elements of a tile
@@ -35,6 +36,7 @@ def product(
     EVEN: tl.constexpr = False,  # N divides columns and K inner
     HAS_BIAS: tl.constexpr = True,
     RELU: tl.constexpr = False,
+    HAS_LOW: tl.constexpr = False,
 ):
     dtype = w.dtype.element_ty
     inner_end = padded(inner) if X_IS_PADDED else inner
@@ -54,10 +56,10 @@ def product(
     n0 = 0
     for _ in tl.range(0, tl.cdiv(columns, N) * tl.cdiv(inner, K), num_stages=STAGES):
         if EVEN:
-            a = tl.load(x + k0 + a_at, mask=live, other=0.0).to(dtype)
+            a = tl.load(x + k0 + a_at, mask=live, other=0.0)
         else:
             inside = k[None, :] + k0 < inner_end
-            a = tl.load(x + k0 + a_at, mask=live & inside, other=0.0).to(dtype)
+            a = tl.load(x + k0 + a_at, mask=live & inside, other=0.0)
         if ROW_PER_COLUMN:
             tile = w + tl.cast(n0, tl.int64) * w_stride + k0
             if EVEN:
@@ -85,10 +87,12 @@ def product(
                     out += tl.load(bias + n0 + n, mask=n0 + n < columns, other=0.0)[None, :]
             if RELU:
                 out = tl.where(out < 0.0, 0.0, out)  # max would drop a NaN
-            if EVEN:
-                tl.store(y + n0 + y_at, out, mask=live)
-            else:
-                tl.store(y + n0 + y_at, out, mask=live & (n[None, :] + n0 < columns))
+            real_y = live
+            if not EVEN:
+                real_y = live & (n[None, :] + n0 < columns)
+            tl.store(y + n0 + y_at, out.to(y.dtype.element_ty), mask=real_y)
+            if HAS_LOW:
+                tl.store(low + n0 + y_at, out.to(dtype), mask=real_y)
             total = zero
         n0 = tl.where(last, n0 + N, n0)
         k0 = tl.where(last, 0, k0)

@@ -8,7 +8,8 @@
 Attention is absorbed (sidmlp_kernels/packing.py): keys and values are never formed. Valid tokens
 are listed first, so a result does not depend on where padding stands and masked states are never
 read. Products are shared by the group (up to 16 requests are the rows of one tile); pooling and
-attention go request by request. Vectors between steps lie in scratch memory, in float32.
+attention go request by request. Between steps vectors lie in scratch memory, rounded to the dtype of
+the weights where a product reads them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def mean_state(states, valid, count, dim, out, TOKENS: tl.constexpr, COLUMNS: tl
             inside = (place[:, None] < count) & (column[None, :] < dim)
             at = token[:, None].to(tl.int64) * dim + column[None, :]
             total += tl.sum(tl.load(states + at, mask=inside, other=0.0).to(tl.float32), 0)
-        tl.store(out + column, total * scale, mask=column < padded(dim))
+        mean = total * scale
+        tl.store(out + column, mean.to(out.dtype.element_ty), mask=column < padded(dim))
 
 
 @triton.jit
@@ -145,34 +147,38 @@ def attention_pool(
                     pooled = tl.dot(p.to(x.dtype), x, pooled)
             tl.store(
                 out + h[:, None] * dim + column[None, :],
-                pooled,
+                pooled.to(out.dtype.element_ty),
                 mask=(h[:, None] < num_heads) & (column[None, :] < dim),
             )
 
 
 @triton.jit
-def add_and_norm(a, b, rows, stride, dim, eps, gain, shift, out, COLUMNS: tl.constexpr):
-    """out <- LN(a + b), row by row."""
+def add_and_norm(
+    a, b, rows, stride, dim, eps, gain, shift, out, low, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """out and low <- LN(a + b), row by row, each rounded to its dtype."""
     column = tl.arange(0, COLUMNS)
     for row in range(rows):
         at = row * stride + column[None, :]
         inside = column[None, :] < stride
         z = tl.load(a + at, mask=inside, other=0.0) + tl.load(b + at, mask=inside, other=0.0)
-        tl.store(out + at, layer_norm(z, column, dim, eps, gain, shift), mask=inside)
+        y = layer_norm(z, column, dim, eps, gain, shift)
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+        tl.store(low + at, y.to(low.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def context_readout(
     states,  # [batch, tokens, D]
-    mask,  # uint8 [batch, tokens]
+    mask,  # bool [batch, tokens]
     tokens,
     request,  # the group's first
     rows,  # requests of the group
     readout,  # the nine arrays of PackedWeights.readout
     sizes,  # (dim, num_heads, head_dim, ffn_dim)
     eps,
-    scratch,  # (valid, counts, p, q, u, folded, head_rows, pooled, hidden, weights)
-    context,  # float32 [rows, Dp]
+    scratch,  # see kernels.readout_arrays
+    context,  # [rows, Dp], float32 or the dtype of the weights
     FACTORED: tl.constexpr,
     TOKENS: tl.constexpr,
     POOL: tl.constexpr,  # columns of a tile of states
@@ -181,13 +187,17 @@ def context_readout(
     K: tl.constexpr,
     STAGES: tl.constexpr,
     EXACT: tl.constexpr,  # attention in float32 arithmetic
+    EVEN: tl.constexpr,  # N and K divide the sizes of every product
 ):
     """context <- readout of `rows` requests. Ends with a barrier."""
     query_weight, vectors, score_in, score_out, value_in, value_out, ffn_in, ffn_bias, ffn_out = (
         readout
     )
     dim, num_heads, head_dim, ffn_dim = sizes
-    valid, counts, p, q, u, folded, head_rows, pooled, hidden, weights = scratch
+    (
+        valid, counts, mean, query, query_low, head_rows, folded, weights, pooled, added, u, u_low,
+        hidden,
+    ) = scratch  # fmt: skip
     dim_pad, head_pad, ffn_pad = padded(dim), padded(head_dim), padded(ffn_dim)
     token_pad = padded(tokens)
 
@@ -199,11 +209,11 @@ def context_readout(
     for row in range(rows):
         x = states + tl.cast(request + row, tl.int64) * tokens * dim
         count = tl.load(counts + row)
-        mean_state(x, valid + row * token_pad, count, dim, p + row * dim_pad, TOKENS, POOL)
+        mean_state(x, valid + row * token_pad, count, dim, mean + row * dim_pad, TOKENS, POOL)
     tl.debug_barrier()
     product(
-        p, dim_pad, rows, query_weight, dim_pad, dim, dim_pad, vectors, q, dim_pad,
-        GROUP_ROWS, N, K, STAGES,
+        mean, dim_pad, rows, query_weight, dim_pad, dim, dim_pad, vectors, query, dim_pad,
+        query_low, GROUP_ROWS, N, K, STAGES, X_IS_PADDED=True, EVEN=EVEN, HAS_LOW=True,
     )  # fmt: skip
     tl.debug_barrier()
 
@@ -212,20 +222,20 @@ def context_readout(
     if FACTORED:
         inner = num_heads * head_pad
         product(
-            q, dim_pad, rows, score_in, inner, dim, inner, vectors, folded, inner,
-            GROUP_ROWS, N, K, STAGES, HAS_BIAS=False,
+            query_low, dim_pad, rows, score_in, inner, dim, inner, vectors, folded, inner, folded,
+            GROUP_ROWS, N, K, STAGES, X_IS_PADDED=True, HAS_BIAS=False,
         )  # fmt: skip
         tl.debug_barrier()
         for head in range(num_heads):
             product(
                 folded + head * head_pad, inner, rows, score_out + head * head_dim * dim_pad,
-                dim_pad, head_dim, dim_pad, vectors, head_rows + head * dim_pad, width,
-                GROUP_ROWS, N, K, STAGES, HAS_BIAS=False,
+                dim_pad, head_dim, dim_pad, vectors, head_rows + head * dim_pad, width, head_rows,
+                GROUP_ROWS, N, K, STAGES, X_IS_PADDED=True, HAS_BIAS=False,
             )  # fmt: skip
     else:
         product(
-            q, dim_pad, rows, score_out, width, dim, width, vectors, head_rows, width,
-            GROUP_ROWS, N, K, STAGES, HAS_BIAS=False,
+            query_low, dim_pad, rows, score_out, width, dim, width, vectors, head_rows, width,
+            head_rows, GROUP_ROWS, N, K, STAGES, X_IS_PADDED=True, EVEN=EVEN, HAS_BIAS=False,
         )  # fmt: skip
     tl.debug_barrier()
 
@@ -247,44 +257,45 @@ def context_readout(
         )  # fmt: skip
         tl.debug_barrier()
 
-    # a takes the place of p
+    # a
     if FACTORED:
         inner = num_heads * head_pad
         attention_dim = num_heads * head_dim
         for head in range(num_heads):
             product(
                 pooled + head * dim, num_heads * dim, rows, value_in + head * head_pad, inner,
-                dim, head_dim, vectors, folded + head * head_dim, inner,
+                dim, head_dim, vectors, folded + head * head_dim, inner, folded,
                 GROUP_ROWS, N, K, STAGES, HAS_BIAS=False,
             )  # fmt: skip
         tl.debug_barrier()
         product(
-            folded, inner, rows, value_out, dim_pad, attention_dim, dim_pad, vectors, p, dim_pad,
-            GROUP_ROWS, N, K, STAGES, HAS_BIAS=False,
+            folded, inner, rows, value_out, dim_pad, attention_dim, dim_pad, vectors, added,
+            dim_pad, added, GROUP_ROWS, N, K, STAGES, HAS_BIAS=False,
         )  # fmt: skip
     else:
         product(
             pooled, num_heads * dim, rows, value_in, dim_pad, num_heads * dim, dim_pad, vectors,
-            p, dim_pad, GROUP_ROWS, N, K, STAGES, HAS_BIAS=False,
+            added, dim_pad, added, GROUP_ROWS, N, K, STAGES, EVEN=EVEN, HAS_BIAS=False,
         )  # fmt: skip
     tl.debug_barrier()
     add_and_norm(
-        q, p, rows, dim_pad, dim, eps, vectors + dim_pad, vectors + 2 * dim_pad, u, DIM_COLUMNS
-    )
+        query, added, rows, dim_pad, dim, eps, vectors + dim_pad, vectors + 2 * dim_pad, u, u_low,
+        DIM_COLUMNS,
+    )  # fmt: skip
     tl.debug_barrier()
 
     product(
-        u, dim_pad, rows, ffn_in, ffn_pad, dim, ffn_pad, ffn_bias, hidden, ffn_pad,
-        GROUP_ROWS, N, K, STAGES, RELU=True,
+        u_low, dim_pad, rows, ffn_in, ffn_pad, dim, ffn_pad, ffn_bias, hidden, ffn_pad, hidden,
+        GROUP_ROWS, N, K, STAGES, X_IS_PADDED=True, EVEN=EVEN, RELU=True,
     )  # fmt: skip
     tl.debug_barrier()
     product(
-        hidden, ffn_pad, rows, ffn_out, dim_pad, ffn_dim, dim_pad, vectors + 3 * dim_pad, p,
-        dim_pad, GROUP_ROWS, N, K, STAGES,
+        hidden, ffn_pad, rows, ffn_out, dim_pad, ffn_dim, dim_pad, vectors + 3 * dim_pad, added,
+        dim_pad, added, GROUP_ROWS, N, K, STAGES, X_IS_PADDED=True, EVEN=EVEN,
     )  # fmt: skip
     tl.debug_barrier()
     add_and_norm(
-        u, p, rows, dim_pad, dim, eps, vectors + 4 * dim_pad, vectors + 5 * dim_pad, context,
-        DIM_COLUMNS,
+        u, added, rows, dim_pad, dim, eps, vectors + 4 * dim_pad, vectors + 5 * dim_pad, context,
+        context, DIM_COLUMNS,
     )  # fmt: skip
     tl.debug_barrier()

@@ -15,24 +15,27 @@ VALID = tl.constexpr(0)
 COUNTS = tl.constexpr(1)
 MEAN = tl.constexpr(2)
 QUERY = tl.constexpr(3)
-SUM = tl.constexpr(4)
-FOLDED = tl.constexpr(5)
-HEAD_ROWS = tl.constexpr(6)
-POOLED = tl.constexpr(7)
-FFN = tl.constexpr(8)
-WEIGHTS = tl.constexpr(9)
-CONTEXT = tl.constexpr(10)
-FIRST = tl.constexpr(11)
-ROOT_LOGITS = tl.constexpr(12)
-HIDDEN = tl.constexpr(13)
-NEXT = tl.constexpr(14)
-WORDS_LOW = tl.constexpr(15)
-WORDS_HIGH = tl.constexpr(16)
-PAIR_ROW = tl.constexpr(17)
-PAIR_CODE = tl.constexpr(18)
-LOGITS = tl.constexpr(19)
-KEYS = tl.constexpr(20)
-NUM_ARRAYS = 21
+QUERY_LOW = tl.constexpr(4)
+HEAD_ROWS = tl.constexpr(5)
+FOLDED = tl.constexpr(6)
+WEIGHTS = tl.constexpr(7)
+POOLED = tl.constexpr(8)
+ADDED = tl.constexpr(9)
+SUM = tl.constexpr(10)
+SUM_LOW = tl.constexpr(11)
+FFN = tl.constexpr(12)
+CONTEXT = tl.constexpr(13)
+FIRST = tl.constexpr(14)
+ROOT_LOGITS = tl.constexpr(15)
+HIDDEN = tl.constexpr(16)
+NEXT = tl.constexpr(17)
+WORDS_LOW = tl.constexpr(18)
+WORDS_HIGH = tl.constexpr(19)
+PAIR_ROW = tl.constexpr(20)
+PAIR_CODE = tl.constexpr(21)
+LOGITS = tl.constexpr(22)
+KEYS = tl.constexpr(23)
+NUM_ARRAYS = 24
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,21 @@ def layout_of(
     in_readout = group if tokens is not None else 0
     widest = max(s.num_codes)
     candidates = chunk * widest
-    sizes = (  # bytes
+    sizes = (  # bytes; 4 stands for float32 and for the weights, whatever their dtype
         4 * in_readout * token_pad,
         4 * in_readout,
         4 * in_readout * dim,
         4 * in_readout * dim,
         4 * in_readout * dim,
-        4 * in_readout * heads * padded(s.head_dim),
         4 * in_readout * heads * dim,
-        4 * in_readout * heads * s.dim,
-        4 * in_readout * ffn,
+        4 * in_readout * heads * padded(s.head_dim),
         4 * (heads if in_readout else 0) * token_pad,
+        4 * in_readout * heads * s.dim,
         4 * in_readout * dim,
+        4 * in_readout * dim,
+        4 * in_readout * dim,
+        4 * in_readout * ffn,
+        4 * group * dim,
         4 * group * s.num_levels * hidden if rows else 0,
         4 * group * s.num_codes[0] if rows else 0,
         4 * rows * hidden,

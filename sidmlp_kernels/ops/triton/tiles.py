@@ -22,7 +22,7 @@ class Tiles:
     warps, stages  of the program and of its pipelined products
     row_tile       elements of a tile of hidden rows: rows x columns
     chunk          beams that are expanded together
-    fanout         children of a beam in a tile
+    fanout, narrow  children of a beam in a tile of a dense and of a sparse level
     select, few    keys that are sorted together, and where there are few
     pairs, part    (beam, child) pairs of a sparse level at a time, and columns of theirs
     tokens, pool   of a tile of encoder states
@@ -35,6 +35,7 @@ class Tiles:
     row_tile: int
     chunk: int
     fanout: int
+    narrow: int
     select: int
     few: int
     pairs: int
@@ -59,12 +60,12 @@ class Row:
 
 # fmt: off
 TABLE = (
-    #   half  hidden  beams        warps stages row_tile chunk fanout select few pairs part tokens pool   n    k  n_dense k_dense
-    Row(True,    512,    64, Tiles(    8,     3,    8192,   64,    32,   512, 256,   64, 128,    32, 128, 128, 128,    128,    128)),
-    Row(True,  16384,    64, Tiles(    8,     3,    8192,   64,    64,  1024, 256,   64, 128,    32, 128, 128,  64,     64,     64)),
-    Row(True,  16384,  1024, Tiles(    8,     3,    8192,   64,    64,  1024, 256,   64, 128,    32, 128, 128,  64,     64,     64)),
-    Row(False, 16384,    64, Tiles(    8,     2,    8192,   64,    64,  1024, 256,   64,  64,    32,  64,  64,  32,     64,     32)),
-    Row(False, 16384,  1024, Tiles(    8,     2,    8192,   64,    64,  1024, 256,   64,  64,    32,  64,  64,  32,     64,     32)),
+    #   half  hidden  beams        warps stages row_tile chunk fanout narrow select few pairs part tokens pool   n    k  n_dense k_dense
+    Row(True,    512,    64, Tiles(    8,     3,    8192,   64,    32,   8,   512, 128,   64, 128,    32, 128, 128, 128,    128,    128)),
+    Row(True,  16384,    64, Tiles(    8,     3,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
+    Row(True,  16384,  1024, Tiles(    8,     3,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
+    Row(False, 16384,    64, Tiles(    8,     2,    8192,   64,    64,   8,  1024, 128,   64,  64,    32,  64,  64,  32,     64,     32)),
+    Row(False, 16384,  1024, Tiles(    8,     2,    8192,   64,    64,   8,  1024, 128,   64,  64,    32,  64,  64,  32,     64,     32)),
 )
 # fmt: on
 
