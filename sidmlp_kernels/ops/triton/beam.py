@@ -89,6 +89,7 @@ def pair_logits(
     PAIRS: tl.constexpr,
     PART: tl.constexpr,  # columns that are taken at once
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """A logit for each (beam, child): PAIRS dot products at a time."""
     for first in range(0, pairs, PAIRS):
@@ -97,7 +98,7 @@ def pair_logits(
         row = tl.load(pair_row + pair, mask=live, other=0)
         code = tl.load(pair_code + pair, mask=live, other=0)
         total = tl.load(out_bias + code, mask=live, other=0.0)
-        for part in range(0, COLUMNS, PART):
+        for part in tl.range(0, COLUMNS, PART, num_stages=STAGES):
             column = part + tl.arange(0, PART)
             mask = live[:, None] & (column[None, :] < stride)
             x = tl.load(hidden + row[:, None] * stride + column[None, :], mask=mask, other=0.0)
@@ -166,7 +167,6 @@ def child_keys(
     chunk,  # first rank
     beams,  # (score [BEAMS], node, words low and high)
     count,
-    first_stride,  # 0: every beam starts from the same context part
     first_layer,  # float32 [Hp] of this level
     scratch,  # (words low, words high, pair_row, pair_code, hidden, z, logits, keys)
     head,  # (vectors, prefix_table, block_weight, out_weight, out_bias)
@@ -239,8 +239,8 @@ def child_keys(
 
     # 2: hidden rows
     hidden_rows(
-        first_layer, first_stride, (words_low, words_high), level, rows, width, prefix_table, num_codes,
-        vectors, eps, hidden, ROWS, COLUMNS, FITTED, FULL,
+        first_layer, 0, (words_low, words_high), level, rows, width, prefix_table, num_codes,
+        vectors, eps, hidden, ROWS, COLUMNS, STAGES, FITTED, FULL, True, True,
     )  # fmt: skip
     tl.debug_barrier()
     if FURTHER:
@@ -260,7 +260,7 @@ def child_keys(
     else:
         pair_logits(
             hidden, stride, pair_row, pair_code, pairs, out_weight, out_bias, logits,
-            PAIRS, PART, COLUMNS,
+            PAIRS, PART, COLUMNS, STAGES,
         )  # fmt: skip
     tl.debug_barrier()
 

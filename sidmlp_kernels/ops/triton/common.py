@@ -50,11 +50,18 @@ def gelu(x, FITTED: tl.constexpr):
 
 
 @triton.jit
+def load_vector(vector, column, FULL: tl.constexpr, width):
+    """A padded float32 vector; FULL: it has as many elements as there are columns."""
+    if FULL:
+        return tl.load(vector + column)
+    return tl.load(vector + column, mask=column < width, other=0.0)
+
+
+@triton.jit
 def layer_norm(z, column, width, eps, gain, shift, FULL: tl.constexpr = False):
     """LayerNorm of each row of z [R, N] over its first `width` columns; padding comes out zero.
 
-    gain, shift: pointers to float32 vectors padded with zeros; z is zero from `width` on. FULL:
-    width is N.
+    gain, shift: float32 [N], zero from `width` on, as z is. FULL: width is N.
     """
     mean = tl.sum(z, 1) / width
     centred = z - mean[:, None]
@@ -62,10 +69,4 @@ def layer_norm(z, column, width, eps, gain, shift, FULL: tl.constexpr = False):
         centred = tl.where(column[None, :] < width, centred, 0.0)
     variance = tl.sum(centred * centred, 1) / width
     scale = 1.0 / tl.sqrt_rn(variance + eps)
-    if FULL:
-        g = tl.load(gain + column)
-        s = tl.load(shift + column)
-    else:
-        g = tl.load(gain + column, mask=column < width, other=0.0)
-        s = tl.load(shift + column, mask=column < width, other=0.0)
-    return centred * scale[:, None] * g[None, :] + s[None, :]
+    return centred * scale[:, None] * gain[None, :] + shift[None, :]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import gelu, layer_norm, padded
+from .common import gelu, layer_norm, load_vector, padded
 from .product import product
 
 
@@ -50,21 +50,22 @@ def further_blocks(
             hidden, stride, rows, weight, stride, width, stride, bias, z, stride, z,
             M, N, K, STAGES, X_IS_PADDED=True, EVEN=EVEN,
         )  # fmt: skip
+        gain = load_vector(bias + stride, column, FULL, width)
+        shift = load_vector(bias + 2 * stride, column, FULL, width)
         tl.debug_barrier()
         for first in range(0, rows, ROWS):
             row = first + tl.arange(0, ROWS)
             inside = (row[:, None] < rows) & (column[None, :] < stride)
             at = row[:, None] * stride + column[None, :]
             x = tl.load(z + at, mask=inside, other=0.0)
-            x = layer_norm(x, column, width, eps, bias + stride, bias + 2 * stride, FULL)
-            x = gelu(x, FITTED)
+            x = gelu(layer_norm(x, column, width, eps, gain, shift, FULL), FITTED)
             tl.store(hidden + at, x.to(hidden.dtype.element_ty), mask=inside)
         tl.debug_barrier()
 
 
 @triton.jit(noinline=True)
 def hidden_rows(
-    first_layer,  # float32 [.., Hp], context parts; rows first_stride apart
+    first_layer,  # float32 [.., Hp], context parts; rows first_stride apart unless SHARED
     first_stride,
     words,  # pair of pointers to int64 [rows]: prefixes, see code_of
     level,  # codes of a prefix
@@ -77,31 +78,41 @@ def hidden_rows(
     hidden,  # [rows, Hp]
     ROWS: tl.constexpr,  # rows of a tile
     COLUMNS: tl.constexpr,  # at least Hp
+    STAGES: tl.constexpr,
     FITTED: tl.constexpr,
     FULL: tl.constexpr,  # width is COLUMNS
+    SHARED: tl.constexpr,  # one context part for all rows
+    PREFIXED: tl.constexpr,  # there are earlier codes
 ):
     """hidden <- the first block of a head on `rows` prefixes. The caller sets the barriers."""
     stride = padded(width)
     column = tl.arange(0, COLUMNS)
-    for first in range(0, rows, ROWS):
+    gain = load_vector(vectors, column, FULL, width)
+    shift = load_vector(vectors + stride, column, FULL, width)
+    if SHARED:
+        context_part = load_vector(first_layer, column, FULL, width)
+    for first in tl.range(0, rows, ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
         live = row < rows
         inside = live[:, None]
         if not FULL:
             inside = inside & (column[None, :] < stride)
-        z = tl.load(
-            first_layer + row[:, None] * first_stride + column[None, :], mask=inside, other=0.0
-        )
-        low = tl.load(words[0] + row, mask=live & (level > 0), other=0)
-        high = tl.load(words[1] + row, mask=live & (level > 4), other=0)
-        offset = 0
-        # Unrolled with masks, so that the rows of all tables are on their way at once.
-        for i in tl.static_range(len(num_codes) - 1):
-            table_row = offset + code_of((low, high), i)
-            entry = prefix_table + table_row[:, None] * stride + column[None, :]
-            z += tl.load(entry, mask=inside & (i < level), other=0.0).to(tl.float32)
-            offset += num_codes[i]
-        x = gelu(layer_norm(z, column, width, eps, vectors, vectors + stride, FULL), FITTED)
+        if SHARED:
+            z = tl.broadcast_to(context_part[None, :], [ROWS, COLUMNS])
+        else:
+            at = row[:, None] * first_stride + column[None, :]
+            z = tl.load(first_layer + at, mask=inside, other=0.0)
+        if PREFIXED:
+            low = tl.load(words[0] + row, mask=live, other=0)
+            high = tl.load(words[1] + row, mask=live & (level > 4), other=0)
+            offset = 0
+            # Unrolled with masks, so that the rows of all tables are on their way at once.
+            for i in tl.static_range(len(num_codes) - 1):
+                table_row = offset + code_of((low, high), i)
+                entry = prefix_table + table_row[:, None] * stride + column[None, :]
+                z += tl.load(entry, mask=inside & (i < level), other=0.0).to(tl.float32)
+                offset += num_codes[i]
+        x = gelu(layer_norm(z, column, width, eps, gain, shift, FULL), FITTED)
         tl.store(
             hidden + row[:, None] * stride + column[None, :],
             x.to(hidden.dtype.element_ty),

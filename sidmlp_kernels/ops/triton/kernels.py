@@ -140,7 +140,6 @@ def beam_decode_kernel(
     keys = array(base, offsets, at.KEYS, tl.int64)
     first_stride = NUM_LEVELS * stride
     column = tl.arange(0, DIM_COLUMNS)
-    no_level = tl.program_id(0) * 0  # a run-time 0: a constant would be another copy of the code
 
     for request in range(tl.program_id(0) * group, batch, tl.num_programs(0) * group):
         rows = tl.minimum(group, batch - request)
@@ -169,8 +168,8 @@ def beam_decode_kernel(
         )  # fmt: skip
         tl.debug_barrier()
         hidden_rows(
-            first_layer, first_stride, (words_low, words_high), no_level, rows, width,
-            prefix_table[0], num_codes, vectors[0], eps, hidden, ROWS, COLUMNS, FITTED, FULL,
+            first_layer, first_stride, (words_low, words_high), 0, rows, width, prefix_table[0],
+            num_codes, vectors[0], eps, hidden, ROWS, COLUMNS, STAGES, FITTED, FULL, False, False,
         )  # fmt: skip
         tl.debug_barrier()
         if FURTHER:
@@ -210,7 +209,7 @@ def beam_decode_kernel(
                         )  # fmt: skip
                     else:
                         num_keys = child_keys(
-                            level, chunk, beams, count, no_level,
+                            level, chunk, beams, count,
                             first_layer + row * first_stride + level * stride,
                             (words_low, words_high, pair_row, pair_code, hidden, z, logits, keys),
                             (
@@ -363,7 +362,7 @@ def level_logits_kernel(
         tl.debug_barrier()
         hidden_rows(
             first_layer, stride, (words_low, words_high), level, rows, width, prefix_table,
-            num_codes, vectors, eps, hidden, ROWS, COLUMNS, FITTED, FULL,
+            num_codes, vectors, eps, hidden, ROWS, COLUMNS, STAGES, FITTED, FULL, False, True,
         )  # fmt: skip
         tl.debug_barrier()
         if FURTHER:

@@ -75,16 +75,18 @@ def product(
             else:
                 real = (k[:, None] + k0 < inner) & (n[None, :] + n0 < columns)
                 b = tl.load(tile + b_at, mask=real, other=0.0)
+        if HAS_BIAS:  # loaded ahead like the tiles, though used by the last inner tile alone
+            if EVEN:
+                c = tl.load(bias + n0 + n)
+            else:
+                c = tl.load(bias + n0 + n, mask=n0 + n < columns, other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
         k0 += K
         last = k0 >= inner
         if last:
             out = total
             if HAS_BIAS:
-                if EVEN:
-                    out += tl.load(bias + n0 + n)[None, :]
-                else:
-                    out += tl.load(bias + n0 + n, mask=n0 + n < columns, other=0.0)[None, :]
+                out += c[None, :]
             if RELU:
                 out = tl.where(out < 0.0, 0.0, out)  # max would drop a NaN
             real_y = live

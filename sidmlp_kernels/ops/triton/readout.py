@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import GROUP_ROWS, layer_norm, padded
+from .common import GROUP_ROWS, layer_norm, load_vector, padded
 from .product import product
 
 
@@ -158,11 +158,13 @@ def add_and_norm(
 ):  # fmt: skip
     """out and low <- LN(a + b), row by row, each rounded to its dtype."""
     column = tl.arange(0, COLUMNS)
+    gains = load_vector(gain, column, False, dim)
+    shifts = load_vector(shift, column, False, dim)
     for row in range(rows):
         at = row * stride + column[None, :]
         inside = column[None, :] < stride
         z = tl.load(a + at, mask=inside, other=0.0) + tl.load(b + at, mask=inside, other=0.0)
-        y = layer_norm(z, column, dim, eps, gain, shift)
+        y = layer_norm(z, column, dim, eps, gains, shifts)
         tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
         tl.store(low + at, y.to(low.dtype.element_ty), mask=inside)
 

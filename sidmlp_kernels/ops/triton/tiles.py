@@ -61,7 +61,7 @@ class Row:
 # fmt: off
 TABLE = (
     #   half  hidden  beams        warps stages row_tile chunk fanout narrow select few pairs part tokens pool   n    k  n_dense k_dense
-    Row(True,    512,    64, Tiles(    8,     3,    8192,   64,    32,   8,   512, 128,   64, 128,    32, 128, 128, 128,    128,    128)),
+    Row(True,    512,    64, Tiles(    8,     3,    4096,   64,    64,   8,   512, 128,   64, 128,    32, 128, 128, 128,    128,    128)),
     Row(True,  16384,    64, Tiles(    8,     3,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
     Row(True,  16384,  1024, Tiles(    8,     3,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
     Row(False, 16384,    64, Tiles(    8,     2,    8192,   64,    64,   8,  1024, 128,   64,  64,    32,  64,  64,  32,     64,     32)),
