@@ -89,7 +89,6 @@ def pair_logits(
     PAIRS: tl.constexpr,
     PART: tl.constexpr,  # columns that are taken at once
     COLUMNS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """A logit for each (beam, child): PAIRS dot products at a time."""
     for first in range(0, pairs, PAIRS):
@@ -98,7 +97,7 @@ def pair_logits(
         row = tl.load(pair_row + pair, mask=live, other=0)
         code = tl.load(pair_code + pair, mask=live, other=0)
         total = tl.load(out_bias + code, mask=live, other=0.0)
-        for part in tl.range(0, COLUMNS, PART, num_stages=STAGES):
+        for part in range(0, COLUMNS, PART):
             column = part + tl.arange(0, PART)
             mask = live[:, None] & (column[None, :] < stride)
             x = tl.load(hidden + row[:, None] * stride + column[None, :], mask=mask, other=0.0)
@@ -240,7 +239,7 @@ def child_keys(
     # 2: hidden rows
     hidden_rows(
         first_layer, 0, (words_low, words_high), level, rows, width, prefix_table, num_codes,
-        vectors, eps, hidden, ROWS, COLUMNS, STAGES, FITTED, FULL, True, True,
+        vectors, eps, hidden, ROWS, COLUMNS, FITTED, FULL, True, True,
     )  # fmt: skip
     tl.debug_barrier()
     if FURTHER:
@@ -260,7 +259,7 @@ def child_keys(
     else:
         pair_logits(
             hidden, stride, pair_row, pair_code, pairs, out_weight, out_bias, logits,
-            PAIRS, PART, COLUMNS, STAGES,
+            PAIRS, PART, COLUMNS,
         )  # fmt: skip
     tl.debug_barrier()
 

@@ -131,6 +131,7 @@ class Bound:
             constants,
             (*varying, *_WORK),
             warps=self.tiles.warps,
+            registers=self.tiles.registers,
             device=self.device,
         )
         self._kernels[key] = found

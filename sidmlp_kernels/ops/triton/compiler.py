@@ -84,8 +84,9 @@ def compile_kernel(
     constants: Mapping[str, Any],
     *,
     warps: int,
+    registers: int = 255,
     target: GPUTarget | None = None,
 ) -> CompiledKernel:
     """Machine code for the current GPU, or for `target` without one."""
     source = source_of(kernel, arguments, constants)
-    return triton.compile(source, target=target, options={"num_warps": warps})
+    return triton.compile(source, target=target, options={"num_warps": warps, "maxnreg": registers})

@@ -78,7 +78,6 @@ def hidden_rows(
     hidden,  # [rows, Hp]
     ROWS: tl.constexpr,  # rows of a tile
     COLUMNS: tl.constexpr,  # at least Hp
-    STAGES: tl.constexpr,
     FITTED: tl.constexpr,
     FULL: tl.constexpr,  # width is COLUMNS
     SHARED: tl.constexpr,  # one context part for all rows
@@ -91,7 +90,7 @@ def hidden_rows(
     shift = load_vector(vectors + stride, column, FULL, width)
     if SHARED:
         context_part = load_vector(first_layer, column, FULL, width)
-    for first in tl.range(0, rows, ROWS, num_stages=STAGES):
+    for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         live = row < rows
         inside = live[:, None]
@@ -106,11 +105,11 @@ def hidden_rows(
             low = tl.load(words[0] + row, mask=live, other=0)
             high = tl.load(words[1] + row, mask=live & (level > 4), other=0)
             offset = 0
-            # Unrolled with masks, so that the rows of all tables are on their way at once.
             for i in tl.static_range(len(num_codes) - 1):
-                table_row = offset + code_of((low, high), i)
-                entry = prefix_table + table_row[:, None] * stride + column[None, :]
-                z += tl.load(entry, mask=inside & (i < level), other=0.0).to(tl.float32)
+                if i < level:
+                    table_row = offset + code_of((low, high), i)
+                    entry = prefix_table + table_row[:, None] * stride + column[None, :]
+                    z += tl.load(entry, mask=inside, other=0.0).to(tl.float32)
                 offset += num_codes[i]
         x = gelu(layer_norm(z, column, width, eps, gain, shift, FULL), FITTED)
         tl.store(

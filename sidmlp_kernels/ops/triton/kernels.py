@@ -169,7 +169,7 @@ def beam_decode_kernel(
         tl.debug_barrier()
         hidden_rows(
             first_layer, first_stride, (words_low, words_high), 0, rows, width, prefix_table[0],
-            num_codes, vectors[0], eps, hidden, ROWS, COLUMNS, STAGES, FITTED, FULL, False, False,
+            num_codes, vectors[0], eps, hidden, ROWS, COLUMNS, FITTED, FULL, False, False,
         )  # fmt: skip
         tl.debug_barrier()
         if FURTHER:
@@ -362,7 +362,7 @@ def level_logits_kernel(
         tl.debug_barrier()
         hidden_rows(
             first_layer, stride, (words_low, words_high), level, rows, width, prefix_table,
-            num_codes, vectors, eps, hidden, ROWS, COLUMNS, STAGES, FITTED, FULL, False, True,
+            num_codes, vectors, eps, hidden, ROWS, COLUMNS, FITTED, FULL, False, True,
         )  # fmt: skip
         tl.debug_barrier()
         if FURTHER:

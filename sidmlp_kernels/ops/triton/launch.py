@@ -76,6 +76,7 @@ class BoundKernel:
         varying: Sequence[str],
         *,
         warps: int,
+        registers: int,
         device: torch.device,
     ) -> None:
         names = kernel.arg_names
@@ -88,7 +89,7 @@ class BoundKernel:
         self._values = [_raw(given[name]) for name in names]
         kinds = tuple((name, kind_of(arguments[name])) for name in names if name in arguments)
         with torch.cuda.device(device):
-            compiled = _compiled(kernel, kinds, tuple(constants.items()), warps, device)
+            compiled = _compiled(kernel, kinds, tuple(constants.items()), warps, registers, device)
             self._run = compiled.run  # loads the code
             self._function = compiled.function
             self._metadata = compiled.packed_metadata
@@ -120,11 +121,16 @@ class BoundKernel:
 
 @functools.cache
 def _compiled(
-    kernel: Any, kinds: tuple, constants: tuple, warps: int, device: torch.device
+    kernel: Any,
+    kinds: tuple,
+    constants: tuple,
+    warps: int,
+    registers: int,
+    device: torch.device,
 ) -> triton.compiler.CompiledKernel:
     """One loaded kernel per device: machine code belongs to the context that loaded it."""
     del device
-    return compile_kernel(kernel, dict(kinds), dict(constants), warps=warps)
+    return compile_kernel(kernel, dict(kinds), dict(constants), warps=warps, registers=registers)
 
 
 def _raw(argument: Any) -> Any:

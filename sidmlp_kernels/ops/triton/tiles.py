@@ -19,7 +19,8 @@ MAX_BEAMS = 1024
 class Tiles:
     """Sizes of tiles, in elements; see the kernels for what each is.
 
-    warps, stages  of the program and of its pipelined products
+    warps, stages  of the program and of its pipelined loops
+    registers      that a thread may have; fewer let more programs share a multiprocessor
     row_tile       elements of a tile of hidden rows: rows x columns
     chunk          beams that are expanded together
     fanout, narrow  children of a beam in a tile of a dense and of a sparse level
@@ -32,6 +33,7 @@ class Tiles:
 
     warps: int
     stages: int
+    registers: int
     row_tile: int
     chunk: int
     fanout: int
@@ -60,12 +62,12 @@ class Row:
 
 # fmt: off
 TABLE = (
-    #   half  hidden  beams        warps stages row_tile chunk fanout narrow select few pairs part tokens pool   n    k  n_dense k_dense
-    Row(True,    512,    64, Tiles(    8,     3,    4096,   64,    64,   8,   512, 128,   64, 128,    32, 128, 128, 128,    128,    128)),
-    Row(True,  16384,    64, Tiles(    8,     3,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
-    Row(True,  16384,  1024, Tiles(    8,     3,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
-    Row(False, 16384,    64, Tiles(    8,     2,    8192,   64,    64,   8,  1024, 128,   64,  64,    32,  64,  64,  32,     64,     32)),
-    Row(False, 16384,  1024, Tiles(    8,     2,    8192,   64,    64,   8,  1024, 128,   64,  64,    32,  64,  64,  32,     64,     32)),
+    #   half  hidden  beams        warps stages regs row_tile chunk fanout narrow select few pairs part tokens pool   n    k  n_dense k_dense
+    Row(True,    512,    64, Tiles(    8,     3,  255,    4096,   64,    64,   8,   512, 128,   64, 128,    32, 128, 128, 128,    128,    128)),
+    Row(True,  16384,    64, Tiles(    8,     3,  255,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
+    Row(True,  16384,  1024, Tiles(    8,     3,  255,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
+    Row(False, 16384,    64, Tiles(    8,     2,  255,    8192,   64,    64,   8,  1024, 128,   64,  64,    32,  64,  64,  32,     64,     32)),
+    Row(False, 16384,  1024, Tiles(    8,     2,  255,    8192,   64,    64,   8,  1024, 128,   64,  64,    32,  64,  64,  32,     64,     32)),
 )
 # fmt: on
 
