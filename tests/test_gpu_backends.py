@@ -14,7 +14,7 @@ from parity import DTYPES, FLOAT32_ACTIVATIONS, GPU_BACKENDS, require_sizes
 from torch import Tensor
 from torch.autograd import DeviceType
 
-from sidmlp_kernels.ops import operator
+from sidmlp_kernels.ops import load, operator
 from sidmlp_kernels.ops.library import Results
 from sidmlp_kernels.plan import DecodePlan
 from sidmlp_kernels.testing import Problem, assert_results_equal, exclude_tensors, make_problem
@@ -161,6 +161,7 @@ def test_one_launch_is_the_readout_and_the_beams(
 def test_level_logits_as_the_cpu(backend: str, device: torch.device, dtype: str) -> None:
     """A row with a code that does not exist, which nobody can check before the launch, is NaN."""
     problem = make_problem((7, 300, 9), seed=25, dim=40, hidden_dim=50, blocks_per_head=2)
+    assert not load("cpu"), load("cpu")
     packed = problem.packed(DTYPES[dtype])
     context = torch.randn(33, 40, generator=torch.Generator().manual_seed(0))
     for level, codes in enumerate(((), (3,), (6, 299))):

@@ -29,15 +29,16 @@ from sidmlp_kernels.ops.triton.scratch import Layout, layout_of
 from sidmlp_kernels.ops.triton.tiles import choose_group, choose_tiles
 
 MIN_TILE = 16
+MIN_COLUMNS = 128  # of a tile of whole rows: narrow ones share one code
 MAX_CANDIDATES = 1 << 18  # beams x codes of a chunk
 
 # Arguments of every kernel that a launch gives anew.
 _WORK = ("batch", "group", "workspace", "slice_bytes", "offsets")
 
 
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n and a tile."""
-    return max(MIN_TILE, triton.next_power_of_2(n))
+def power_of_two(n: int, low: int = MIN_TILE) -> int:
+    """The smallest power of two that is at least n and `low`."""
+    return max(low, triton.next_power_of_2(n))
 
 
 def sizes_argument(s: Sizes) -> tuple[int, ...]:
@@ -59,11 +60,11 @@ class Bound:
     def _set_tiles(self, dtype: torch.dtype, beams: int) -> None:
         self.dtype = dtype
         self.tiles = choose_tiles(dtype != torch.float32, self.sizes.hidden_dim, beams)
-        columns = power_of_two(self.sizes.hidden_dim)
+        columns = power_of_two(self.sizes.hidden_dim, MIN_COLUMNS)
         self._head_constants = {
             "FITTED": dtype != torch.float32,
             "FURTHER": self.sizes.num_blocks > 1,
-            "DIM_COLUMNS": power_of_two(self.sizes.dim),
+            "DIM_COLUMNS": power_of_two(self.sizes.dim, MIN_COLUMNS),
             "COLUMNS": columns,
             "FULL": columns == self.sizes.hidden_dim,
             "ROWS": min(MIN_TILE, max(1, self.tiles.row_tile // columns)),
@@ -78,7 +79,7 @@ class Bound:
         return {
             "FACTORED": self.factored if states_dtype is not None else False,
             "EXACT": self.dtype == torch.float32 or states_dtype != self.dtype,
-            "DIM_COLUMNS": power_of_two(self.sizes.dim),
+            "DIM_COLUMNS": power_of_two(self.sizes.dim, MIN_COLUMNS),
             "EVEN_READOUT": self._even_readout(),
             "TOKENS": self.tiles.tokens,
             "POOL": self.tiles.pool,
@@ -124,7 +125,9 @@ class Bound:
                 "batch": 1,
                 "group": 1,
                 "slice_bytes": Bytes(0),
-                "offsets": tuple(map(Bytes, layout_of(self.sizes, group=1, tokens=None, rows=0, chunk=0).offsets)),
+                "offsets": tuple(
+                    map(Bytes, layout_of(self.sizes, group=1, tokens=None, rows=0, chunk=0).offsets)
+                ),
                 "sizes": sizes_argument(self.sizes),
                 "eps": self.eps,
             },
@@ -203,9 +206,7 @@ class BoundLogits(Bound):
                 f"prefix_codes: expected at most {s.num_levels - 1} codes a row, got {level}"
             )
         problem.check_context(s, context, self.device)
-        problem.check_tensor(
-            prefix_codes, "prefix_codes", torch.int32, (batch, level), self.device
-        )
+        problem.check_tensor(prefix_codes, "prefix_codes", torch.int32, (batch, level), self.device)
         logits = torch.empty((batch, s.num_codes[level]), dtype=torch.float32, device=self.device)
         if batch == 0:
             return logits

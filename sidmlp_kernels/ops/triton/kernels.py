@@ -157,7 +157,9 @@ def beam_decode_kernel(
                     mask=column < dim,
                     other=0.0,
                 )
-                tl.store(own_context + row * dim_pad + column, x.to(weight_type), mask=column < dim_pad)
+                tl.store(
+                    own_context + row * dim_pad + column, x.to(weight_type), mask=column < dim_pad
+                )
             tl.debug_barrier()
 
         # The first layers' context parts, then level 1's logits, for the whole group.
@@ -351,7 +353,9 @@ def level_logits_kernel(
         tl.store(words_high + place, high, mask=live)
         for row in range(rows):
             x = tl.load(
-                context + tl.cast(request + row, tl.int64) * dim + column, mask=column < dim, other=0.0
+                context + tl.cast(request + row, tl.int64) * dim + column,
+                mask=column < dim,
+                other=0.0,
             )
             tl.store(own_context + row * dim_pad + column, x.to(weight_type), mask=column < dim_pad)
         tl.debug_barrier()

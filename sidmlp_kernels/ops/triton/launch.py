@@ -114,9 +114,7 @@ class BoundKernel:
     def _launch(self, programs: int, device: int, arguments: list[Any]) -> None:
         stream = torch._C._cuda_getCurrentRawStream(device)
         hooks = (None, None, None)  # launch metadata, enter, exit
-        self._run(
-            programs, 1, 1, stream, self._function, self._metadata, *hooks, *arguments
-        )
+        self._run(programs, 1, 1, stream, self._function, self._metadata, *hooks, *arguments)
 
 
 @functools.cache

@@ -84,13 +84,16 @@ class Sizes:
         levels = check_size(sizes[0], 1, MAX_LEVELS, "number of levels")
         if len(sizes) != 7 + levels:
             fail(f"sizes: expected {7 + levels} numbers for {levels} levels, got {len(sizes)}")
-        names = ("dim", "num_heads", "head_dim", "ffn_dim", "hidden_dim")
-        widths = [
-            check_size(size, 1, MAX_WIDTH, name) for size, name in zip(sizes[1:6], names, strict=True)
-        ]
-        blocks = check_size(sizes[6], 1, MAX_BLOCKS, "blocks per head")
-        codes = tuple(check_size(c, 1, MAX_CODES, "codes of a level") for c in sizes[7:])
-        return cls(levels, *widths, blocks, codes)
+        return cls(
+            levels,
+            check_size(sizes[1], 1, MAX_WIDTH, "dim"),
+            check_size(sizes[2], 1, MAX_WIDTH, "num_heads"),
+            check_size(sizes[3], 1, MAX_WIDTH, "head_dim"),
+            check_size(sizes[4], 1, MAX_WIDTH, "ffn_dim"),
+            check_size(sizes[5], 1, MAX_WIDTH, "hidden_dim"),
+            check_size(sizes[6], 1, MAX_BLOCKS, "blocks per head"),
+            tuple(check_size(c, 1, MAX_CODES, "codes of a level") for c in sizes[7:]),
+        )
 
 
 def weight_dtype(tensor: Tensor, name: str) -> torch.dtype:
@@ -145,9 +148,7 @@ def check_heads(s: Sizes, tensors: Sequence[Tensor], device: torch.device) -> to
     prefix_rows = 0
     for level, codes in enumerate(s.num_codes):
         own, at = tensors[2 + 5 * level : 7 + 5 * level], f"heads.{level}."
-        check_tensor(
-            own[0], at + "vectors", torch.float32, (3 * s.num_blocks - 1, stride), device
-        )
+        check_tensor(own[0], at + "vectors", torch.float32, (3 * s.num_blocks - 1, stride), device)
         check_tensor(own[1], at + "prefix_table", dtype, (prefix_rows, stride), device)
         blocks = (s.num_blocks - 1, s.hidden_dim, stride)
         check_tensor(own[2], at + "block_weight", dtype, blocks, device)
@@ -227,8 +228,18 @@ class Settings:
         return cls(k, num_beams, codebook, t, w, tuple(level_modes))
 
 
+def check_place(first: Tensor, name: str, device: torch.device) -> None:
+    """Raises unless the call's first tensor is where the weights are."""
+    if first.device != device:
+        kind = "a CUDA tensor" if device.type == "cuda" else "a tensor"
+        fail(
+            f"{name}: expected {kind} on {device} as the other arguments, got one on {first.device}"
+        )
+
+
 def check_states(s: Sizes, states: Tensor, mask: Tensor, device: torch.device) -> None:
     """Raises unless states are [B, T, D] and the mask bool [B, T]."""
+    check_place(states, "states", device)
     if states.dim() != 3:
         fail(f"states: expected [batch, tokens, dim], got {list(states.shape)}")
     batch, tokens = states.shape[:2]
@@ -241,6 +252,7 @@ def check_states(s: Sizes, states: Tensor, mask: Tensor, device: torch.device) -
 
 def check_context(s: Sizes, context: Tensor, device: torch.device) -> None:
     """Raises unless contexts are float32 [B, D]."""
+    check_place(context, "context", device)
     if context.dim() != 2:
         fail(f"context: expected [batch, dim], got {list(context.shape)}")
     check_tensor(context, "context", torch.float32, (context.shape[0], s.dim), device)

@@ -14,6 +14,22 @@ import triton.language as tl
 from .common import padded
 
 
+@triton.jit
+def zero_of(vector):
+    """0.0, which the compiler does not know to be: it makes one sum of a + dot(x, y, 0)."""
+    return tl.load(vector) * 0.0
+
+
+@triton.jit
+def dot_onto(total, a, b, start):
+    """total + a b in float32. Of float32 operands each tile is summed by itself, from `start`, a
+    zero: one long running sum loses four times more."""
+    if a.dtype == tl.float32:
+        return total + tl.dot(a, b, tl.zeros_like(total) + start, input_precision="ieee")
+    else:
+        return tl.dot(a, b, total)
+
+
 @triton.jit(noinline=True)
 def product(
     x,  # [rows, inner], rows x_stride apart, in the dtype of the weights
@@ -23,7 +39,7 @@ def product(
     w_stride,
     inner,
     columns,
-    bias,  # float32 [columns]
+    bias,  # float32 [columns]; without HAS_BIAS any finite vector
     y,  # [rows, columns], rows y_stride apart; rounded to its dtype
     y_stride,
     low,  # with HAS_LOW a second result like y, in the dtype of the weights
@@ -51,6 +67,7 @@ def product(
         b_at = k[:, None] * w_stride + n[None, :]
     y_at = row[:, None] * y_stride + n[None, :]
     zero = tl.zeros([M, N], tl.float32)
+    start = zero_of(bias)
     total = zero
     k0 = 0
     n0 = 0
@@ -80,7 +97,7 @@ def product(
                 c = tl.load(bias + n0 + n)
             else:
                 c = tl.load(bias + n0 + n, mask=n0 + n < columns, other=0.0)
-        total = tl.dot(a, b, total, input_precision="ieee")
+        total = dot_onto(total, a, b, start)
         k0 += K
         last = k0 >= inner
         if last:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .common import GROUP_ROWS, layer_norm, load_vector, padded
-from .product import product
+from .product import dot_onto, product, zero_of
 
 
 @triton.jit
@@ -35,25 +35,36 @@ def list_valid(mask, tokens, valid, TOKENS: tl.constexpr):
 
 
 @triton.jit
-def mean_state(states, valid, count, dim, out, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
-    """out [Dp] <- mean of the valid states, zero without any."""
+def mean_state(
+    states, valid, count, dim, out, start,
+    TOKENS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """out [Dp] <- mean of the valid states, zero without any.
+
+    A product with ones: unlike a reduction's, its order does not depend on how loads are laid out,
+    and so not on the address of the states.
+    """
     scale = tl.where(count > 0, 1.0 / tl.maximum(count, 1).to(tl.float32), 0.0)
     for first in range(0, padded(dim), COLUMNS):
         column = first + tl.arange(0, COLUMNS)
-        total = tl.zeros([COLUMNS], tl.float32)
+        total = tl.zeros([GROUP_ROWS, COLUMNS], tl.float32)
         for base in range(0, count, TOKENS):
             place = base + tl.arange(0, TOKENS)
             token = tl.load(valid + place, mask=place < count, other=0)
             inside = (place[:, None] < count) & (column[None, :] < dim)
             at = token[:, None].to(tl.int64) * dim + column[None, :]
-            total += tl.sum(tl.load(states + at, mask=inside, other=0.0).to(tl.float32), 0)
-        mean = total * scale
+            x = tl.load(states + at, mask=inside, other=0.0)
+            if EXACT:
+                x = x.to(tl.float32)
+            total = dot_onto(total, tl.full([GROUP_ROWS, TOKENS], 1.0, x.dtype), x, start)
+        one = tl.where(tl.arange(0, GROUP_ROWS)[:, None] == 0, total, 0.0)  # rows are all alike
+        mean = tl.sum(one, 0) * scale
         tl.store(out + column, mean.to(out.dtype.element_ty), mask=column < padded(dim))
 
 
 @triton.jit
 def attention_scores(
-    states, valid, count, dim, rows, row_stride, num_heads, weights, weight_stride,
+    states, valid, count, dim, rows, row_stride, num_heads, weights, weight_stride, start,
     TOKENS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """weights[h][t] <- r_h . x_t."""
@@ -77,9 +88,8 @@ def attention_scores(
                     other=0.0,
                 )
                 if EXACT:
-                    score = tl.dot(r, x.to(tl.float32).trans(), score, input_precision="ieee")
-                else:
-                    score = tl.dot(r.to(x.dtype), x.trans(), score)
+                    x = x.to(tl.float32)
+                score = dot_onto(score, r.to(x.dtype), x.trans(), start)
             tl.store(
                 weights + h[:, None] * weight_stride + place[None, :],
                 score,
@@ -118,7 +128,7 @@ def attention_softmax(count, num_heads, weights, weight_stride, TOKENS: tl.const
 
 @triton.jit
 def attention_pool(
-    states, valid, count, dim, weights, weight_stride, num_heads, out,
+    states, valid, count, dim, weights, weight_stride, num_heads, out, start,
     TOKENS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """out [heads, D] (rows D apart) <- y_h, zero without any valid state."""
@@ -142,9 +152,8 @@ def attention_pool(
                     other=0.0,
                 )
                 if EXACT:
-                    pooled = tl.dot(p, x.to(tl.float32), pooled, input_precision="ieee")
-                else:
-                    pooled = tl.dot(p.to(x.dtype), x, pooled)
+                    x = x.to(tl.float32)
+                pooled = dot_onto(pooled, p.to(x.dtype), x, start)
             tl.store(
                 out + h[:, None] * dim + column[None, :],
                 pooled.to(out.dtype.element_ty),
@@ -202,6 +211,7 @@ def context_readout(
     ) = scratch  # fmt: skip
     dim_pad, head_pad, ffn_pad = padded(dim), padded(head_dim), padded(ffn_dim)
     token_pad = padded(tokens)
+    start = zero_of(vectors)
 
     for row in range(rows):
         at = tl.cast(request + row, tl.int64)
@@ -211,7 +221,9 @@ def context_readout(
     for row in range(rows):
         x = states + tl.cast(request + row, tl.int64) * tokens * dim
         count = tl.load(counts + row)
-        mean_state(x, valid + row * token_pad, count, dim, mean + row * dim_pad, TOKENS, POOL)
+        mean_state(
+            x, valid + row * token_pad, count, dim, mean + row * dim_pad, start, TOKENS, POOL, EXACT
+        )
     tl.debug_barrier()
     product(
         mean, dim_pad, rows, query_weight, dim_pad, dim, dim_pad, vectors, query, dim_pad,
@@ -248,14 +260,14 @@ def context_readout(
         count = tl.load(counts + row)
         attention_scores(
             x, listed, count, dim, head_rows + row * width, dim_pad, num_heads, weights,
-            token_pad, TOKENS, POOL, EXACT,
+            token_pad, start, TOKENS, POOL, EXACT,
         )  # fmt: skip
         tl.debug_barrier()
         attention_softmax(count, num_heads, weights, token_pad, TOKENS)
         tl.debug_barrier()
         attention_pool(
             x, listed, count, dim, weights, token_pad, num_heads,
-            pooled + row * num_heads * dim, TOKENS, POOL, EXACT,
+            pooled + row * num_heads * dim, start, TOKENS, POOL, EXACT,
         )  # fmt: skip
         tl.debug_barrier()
 

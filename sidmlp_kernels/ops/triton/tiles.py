@@ -1,4 +1,6 @@
-"""Tile sizes of the kernels: one table keyed by sizes, printed by `python -m sidmlp_kernels.ops.triton.tiles`.
+"""Tile sizes of the kernels: one table keyed by sizes.
+
+`python -m sidmlp_kernels.ops.triton.tiles` prints it, benchmarks/tune_triton.py measures others.
 
 A row holds for students up to its hidden width and plans up to its number of beams; the first row
 that fits is taken. Tiles depend on model, settings and catalogue alone, never on the batch, so that
@@ -60,18 +62,30 @@ class Row:
     tiles: Tiles
 
 
-# fmt: off
-TABLE = (
-    #   half  hidden  beams        warps stages regs row_tile chunk fanout narrow select few pairs part tokens pool   n    k  n_dense k_dense
-    Row(True,    512,    64, Tiles(    8,     3,  255,    4096,   64,    64,   8,   512, 128,   64, 128,    32, 128, 128, 128,    128,    128)),
-    Row(True,  16384,    64, Tiles(    8,     3,  255,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
-    Row(True,  16384,  1024, Tiles(    8,     3,  255,    8192,   64,    64,   8,  1024, 128,   64, 128,    32, 128, 128,  64,     64,     64)),
-    Row(False, 16384,    64, Tiles(    8,     2,  255,    8192,   64,    64,   8,  1024, 128,   64,  64,    32,  64,  64,  32,     64,     32)),
-    Row(False, 16384,  1024, Tiles(    8,     2,  255,    8192,   64,    64,   8,  1024, 128,   64,  64,    32,  64,  64,  32,     64,     32)),
-)
-# fmt: on
+# One line of numbers a row, in the order of Tiles' fields.
+_TILES = """
+weights  hidden beams   warps stages registers row_tile chunk fanout narrow select few pairs part tokens pool   n   k n_dense k_dense
+half        512    64       8      3       255     4096    64     64      8    512 128    64  128     32  128 128 128     128     128
+half      16384    64       8      3       255     8192    64     64      8   1024 128    64  128     32  128 128  64      64      64
+half      16384  1024       8      3       255     8192    64     64      8   1024 128    64  128     32  128 128  64      64      64
+float32   16384    64       8      2       255     8192    64     64      8   1024 128    64   64     32   64  64  32      64      32
+float32   16384  1024       8      2       255     8192    64     64      8   1024 128    64   64     32   64  64  32      64      32
+"""  # noqa: E501
 
-# Requests that a program groups, by (smallest batch per multiprocessor, group): see docs/kernels.md.
+
+def _parse(table: str) -> tuple[Row, ...]:
+    """Rows of a table as text."""
+    rows = []
+    for line in table.strip().splitlines()[1:]:
+        weights, *numbers = line.split()
+        hidden, beams, *tiles = map(int, numbers)
+        rows.append(Row(weights == "half", hidden, beams, Tiles(*tiles)))
+    return tuple(rows)
+
+
+TABLE = _parse(_TILES)
+
+# Requests that a program groups, by (smallest batch per multiprocessor, group).
 GROUPS = ((0, 1), (2, 2), (4, 4))
 
 
