@@ -29,7 +29,7 @@ DECODE_GPU = {
     "decode-gpu-large-states": ("decode_states", 1, False),
 }
 # Those that may be missing.
-GPU_TABLES = ("decode-cuda", *DECODE_GPU, "decode-gpu-peers", "decode-gpu-host")
+GPU_TABLES = (*DECODE_GPU, "decode-gpu-peers", "decode-gpu-host")
 
 
 def names_of(rows: Sequence[Row], side: str) -> list[str]:
@@ -147,39 +147,3 @@ def decode_gpu_tables(report: Report) -> dict[str, str]:
     tables["decode-gpu-peers"] = peers_table(report, catalogues[0])
     tables["decode-gpu-host"] = host_table(report, catalogues[0])
     return {name: table for name, table in tables.items() if table is not None}
-
-
-def decode_cuda_tables(report: Report) -> dict[str, str]:
-    """Name -> table of an older benchmark of the CUDA backend alone."""
-    header = [
-        "batch",
-        "decode_states, fp32",
-        "decode_states, bf16",
-        "users/s, bf16",
-        "beam_decode alone, bf16",
-        "a call from Python, bf16",
-        "reference, eager",
-    ]
-    rows = []
-    for point in report["results"]:
-        variants = point["variants"]
-
-        def median(name: str, variants: Row = variants) -> str:
-            return time_cell(variants.get(name, {}).get("p50_us"))
-
-        rows.append(
-            [
-                str(point["batch"]),
-                median("decode_states, graph, float32"),
-                median("decode_states, graph, bfloat16"),
-                number_cell(variants["decode_states, graph, bfloat16"]["users_per_s"]),
-                median("beam_decode, graph, bfloat16"),
-                median("Recommender.decode_states, bfloat16"),
-                median("reference, eager"),
-            ]
-        )
-    lead = (
-        f"On an {report['gpu']}, one launch for the readout and all levels (CUDA graph replays; a "
-        "first, untuned form):"
-    )
-    return {"decode-cuda": f"{lead}\n\n{markdown(header, rows)}"}

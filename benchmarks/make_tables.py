@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, format_count, read_json
-from gpu_tables import GPU_TABLES, decode_cuda_tables, decode_gpu_tables
+from gpu_tables import GPU_TABLES, decode_gpu_tables
 from table_cells import markdown, number_cell, time_cell, times_cell
 
 Report = dict[str, Any]
@@ -45,7 +45,7 @@ QUIET = 0.05
 def caption(report: Report) -> str:
     """Where and how the numbers were measured, as one line below a table."""
     machine, setting = report["machine"], report["setting"]
-    if report["kind"] in ("decode-cuda", "decode-gpu"):
+    if report["kind"] == "decode-gpu":
         facts = [report["gpu"], f"torch {machine['torch']}"]
     elif report["kind"] == "decode":
         facts = [machine["cpu"], f"{setting['threads']} threads", f"torch {machine['torch']}"]
@@ -247,7 +247,6 @@ def catalogue_tables(report: Report) -> dict[str, str]:
 
 KINDS: dict[str, Callable[[Report], dict[str, str]]] = {
     "decode": decode_tables,
-    "decode-cuda": decode_cuda_tables,
     "decode-gpu": decode_gpu_tables,
     "catalogue": catalogue_tables,
 }

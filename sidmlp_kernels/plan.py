@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 ISAS = ("auto", "plain", "avx2", "avx512")
 
 # A level is dense where a node continues with more than this share of all codes: a dense tile reads
-# each weight row once for several beams, a sparse one computes fewer logits. Tensor cores make dense
-# tiles cheap, so Triton takes them early.
+# each weight row once for several beams, a sparse one computes fewer logits. Tensor cores make
+# dense tiles cheap, so Triton takes them early.
 DENSE_FAN_OUT = {"cpu": 0.5, "cuda": 0.5, "triton": 0.03}
 
 

@@ -96,7 +96,7 @@ class Problem:
         dense: Sequence[bool] | None = None,
     ) -> DecodePlan:
         """How `backend` decodes this problem. `dense` overrides the plan's choice level by level
-        (it may, since that never changes a bit of the answer). Raises ValueError with the reason
+        (it may: see level_modes in sidmlp_kernels.ops). Raises ValueError with the reason
         where the backend cannot run here."""
         beams = self.settings.num_beams
         reason = backends.why_not(backend, self.spec, dtype=dtype, num_beams=beams)

@@ -1,12 +1,14 @@
 """The Triton backend: `torch.ops.sidmlp.X_triton`, for every GPU that Triton compiles for.
 
-    kernels.py    what is launched; how the work is cut
-    beam.py       one request's beam search          selection.py  beam keys and top-k
-    heads.py      hidden rows                        readout.py    states -> context
-    items.py      leaves to items                    product.py    matrix products; common.py  the rest
+    kernels.py    what is launched, and how the work is cut
+    beam.py       one request's beam search
+    heads.py      hidden rows                   readout.py    states -> context
+    selection.py  beam keys and top-k           items.py      leaves to items
+    product.py    matrix products               common.py     what all of them share
     bound.py      operators bound to weights, catalogue and settings
-    problem.py    checks of arguments                tiles.py      the table of tile sizes
-    scratch.py    a program's workspace              launch.py, compiler.py  code and launches
+    problem.py    checks of arguments           register.py   the operators themselves
+    tiles.py      the table of tile sizes       scratch.py    a program's workspace
+    compiler.py   machine code                  launch.py     launches
 
 Importing this package imports triton.
 """

@@ -206,8 +206,8 @@ def beam_decode_kernel(
                 for chunk in range(0, count, CHUNK):
                     if level == 0:
                         num_keys = root_keys(
-                            root_logits + row * num_codes[0], num_codes[0], *trie, scale, weight, keys,
-                            FEW,
+                            root_logits + row * num_codes[0], num_codes[0], *trie, scale, weight,
+                            keys, FEW,
                         )  # fmt: skip
                     else:
                         num_keys = child_keys(
@@ -322,7 +322,7 @@ def level_logits_kernel(
     STAGES: tl.constexpr,
 ):
     """Logits of one level after given prefixes; NaN for a prefix with a code that is none."""
-    _, dim, num_heads, head_dim, ffn_dim, width, num_blocks = sizes
+    _, dim, _, _, _, width, num_blocks = sizes
     dim_pad, stride = padded(dim), padded(width)
     base = workspace + tl.cast(tl.program_id(0), tl.int64) * slice_bytes
     weight_type: tl.constexpr = context_weight.dtype.element_ty

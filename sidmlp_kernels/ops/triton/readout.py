@@ -8,8 +8,8 @@
 Attention is absorbed (sidmlp_kernels/packing.py): keys and values are never formed. Valid tokens
 are listed first, so a result does not depend on where padding stands and masked states are never
 read. Products are shared by the group (up to 16 requests are the rows of one tile); pooling and
-attention go request by request. Between steps vectors lie in scratch memory, rounded to the dtype of
-the weights where a product reads them.
+attention go request by request. Between steps vectors lie in scratch memory, rounded to the dtype
+of the weights where a product reads them.
 """
 
 from __future__ import annotations

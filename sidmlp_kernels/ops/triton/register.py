@@ -1,7 +1,7 @@
 """Implementations of `torch.ops.sidmlp.X_triton`: bind, call once.
 
-A plan keeps what is bound (sidmlp_kernels.plan); an operator called by itself, as from torch.compile
-or torch.export, checks and binds at each call, which costs the host more.
+A plan keeps what is bound (sidmlp_kernels.plan); an operator called by itself, as from
+torch.compile or torch.export, checks and binds at each call, which costs the host more.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 A row holds for students up to its hidden width and plans up to its number of beams; the first row
 that fits is taken. Tiles depend on model, settings and catalogue alone, never on the batch, so that
-a request's bits do not either; the batch only chooses how many requests a program groups (`GROUPS`).
+a request's bits do not either; the batch only chooses how many requests a program groups
+(`GROUPS`).
 """
 
 from __future__ import annotations
