@@ -67,6 +67,7 @@ class DecodePlan:
     _heads_catalogue: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
     # Triton's host side is Python: what an operator checks and chooses is done once, here.
     _bound: BoundPlan | None = field(init=False, repr=False)
+    _streams: set[int] = field(init=False, repr=False, default_factory=set)  # that have run it
 
     def __post_init__(self) -> None:
         packed = self.packed
@@ -100,6 +101,7 @@ class DecodePlan:
         exclude_offsets: Tensor | None = None,
     ) -> Results:
         """states [B, T, D], mask bool [B, T] -> items, scores, codes, counts."""
+        self._note_stream()
         if self._bound is not None and not torch.compiler.is_compiling():
             return self._bound.decode.decode_states(states, mask, exclude_ids, exclude_offsets)
         return operator("decode_states", self.backend)(
@@ -119,6 +121,7 @@ class DecodePlan:
         exclude_offsets: Tensor | None = None,
     ) -> Results:
         """context float32 [B, D] -> items, scores, codes, counts."""
+        self._note_stream()
         if self._bound is not None and not torch.compiler.is_compiling():
             return self._bound.decode.beam_decode(context, exclude_ids, exclude_offsets)
         return operator("beam_decode", self.backend)(
@@ -127,12 +130,27 @@ class DecodePlan:
 
     def context_readout(self, states: Tensor, mask: Tensor) -> Tensor:
         """states [B, T, D], mask bool [B, T] -> context float32 [B, D]."""
+        self._note_stream()
         if self._bound is not None and not torch.compiler.is_compiling():
             return self._bound.readout(states, mask)
         sizes, eps = self._decode_args[:2]
         return operator("context_readout", self.backend)(
             states, mask, self._readout, sizes, eps, self._decode_args[-1]
         )
+
+    def _note_stream(self) -> None:
+        """Tells torch's allocator which streams read the weights and the catalogue, once each: what
+        a swap frees must not be handed out again while a decode on another stream is under way."""
+        device = self.packed.device
+        if device.type != "cuda" or torch.compiler.is_compiling():
+            return
+        raw = torch._C._cuda_getCurrentRawStream(device.index)
+        if raw in self._streams or torch.cuda.is_current_stream_capturing():
+            return  # whoever captures a graph keeps the plan as long as the graph
+        stream = torch.cuda.current_stream(device)
+        for tensor in (*self._readout, *self._heads_catalogue[0], *self._heads_catalogue[1]):
+            tensor.record_stream(stream)
+        self._streams.add(raw)
 
     def __str__(self) -> str:
         lines = [

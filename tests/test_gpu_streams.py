@@ -178,3 +178,25 @@ def test_graph_replays_beside_eager_calls(backend: str, device: torch.device, ca
     for odd in (0, 1):
         assert_all_equal(replayed[odd::2], wanted[odd], f"{case}, replays of inputs {odd}")
     assert_all_equal(called, wanted_eager, f"{case}, eager calls")
+
+
+def test_freed_tensors_outlive_work_on_another_stream(backend: str, device: torch.device) -> None:
+    """A decode waits on a side stream while the last reference to weights and catalogue goes and
+    the memory is asked for again."""
+    problem = make_problem(seed=61, batch=20)
+    states, mask = problem.states.to(device), problem.mask.to(device)
+    wanted = problem.plan(backend, device=device).decode_states(states, mask)
+    plan = make_problem(seed=61, batch=20).plan(backend, device=device)
+    plan.decode_states(states, mask)  # compiled and loaded, so that the call below only launches
+    tensors = [*plan.packed.readout, *plan.packed.heads, *plan.snapshot.trie_tensors(device)]
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)  # cycles, about 0.1 s
+        got = plan.decode_states(states, mask)
+    del plan, tensors
+    garbage = [torch.full((size,), 0x7F, dtype=torch.uint8, device=device) for size in sizes]
+    side.synchronize()
+    assert_results_equal(got, wanted, where="after the memory was asked for again")
+    del garbage
