@@ -193,13 +193,12 @@ def record(
 def compiled(recorded: Launch, architecture: str) -> Code:
     """Compiles what was recorded for `architecture`, and asks ptxas about it."""
     target, _ = TARGETS[architecture]
-    code = compile_kernel(
-        getattr(kernels, recorded.kernel),
-        dict(recorded.kinds),
-        dict(recorded.constants),
-        **dict(recorded.options),
-        target=target,
-    )
+    kernel, arguments = getattr(kernels, recorded.kernel), dict(recorded.kinds)
+    constants, options = dict(recorded.constants), dict(recorded.options)
+    try:
+        code = compile_kernel(kernel, arguments, constants, **options, target=target)
+    except Exception as error:  # Triton's own errors do not travel between processes
+        raise RuntimeError(f"{recorded.kernel}: {type(error).__name__}: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(code.asm["ptx"])

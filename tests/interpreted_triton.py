@@ -116,16 +116,16 @@ def assert_empty(results: Sequence[Tensor], request: int) -> None:
 CASES: dict[str, dict[str, Any]] = {
     "L1": {"codes_per_level": (37,), "num_beams": 20},
     "L2, only children": {"codes_per_level": (5, 30), "num_items": 20, "batch": 3},
-    "L3": {"codes_per_level": (7, 20, 5), "num_items": 200, "k": 4},
+    "L3": {"codes_per_level": (5, 40, 5), "num_items": 300, "k": 4},
     "L8": {"codes_per_level": (2, 4, 3, 2, 17, 2, 3, 2), "num_beams": 12},
     "products": {"attention_dim": 40, "num_heads": 1, "ffn_dim": 33},
     "18 heads": {"dim": 36, "num_heads": 18, "codes_per_level": (4, 3)},
     "blocks 3": {"blocks_per_head": 3, "codes_per_level": (4, 9)},
-    "codebook": {"normalisation": "codebook", "codes_per_level": (4, 20, 6)},
+    "codebook": {"normalisation": "codebook", "codes_per_level": (4, 50, 6)},
     "temperatures": {"temperatures": (0.5, 1.7, 3.0), "level_weights": (1.0, -0.5, 0.7)},
     "stock and exclusion": {"unavailable": 0.4, "excluded": 60, "num_beams": 16},
     "more beams than leaves": {"num_items": 12, "num_beams": 30, "k": 25},
-    "several chunks": {"codes_per_level": (9, 8, 6), "num_items": 250, "num_beams": 50, "k": 5},
+    "several chunks": {"codes_per_level": (9, 8, 6), "num_items": 250, "num_beams": 50},
     "greedy": {"num_beams": 1, "batch": 3},
 }
 SPARSE_TOO = ("L3", "L8", "blocks 3", "temperatures", "several chunks")
@@ -218,12 +218,12 @@ def test_level_logits(level: int, blocks: int, dtype: str) -> None:
 
 
 def grid_problems() -> Iterator[tuple[str, Problem, Tensor]]:
-    tree = torch.cartesian_prod(*map(torch.arange, (4, 3, 5))).repeat(2, 1)
+    tree = torch.cartesian_prod(*map(torch.arange, (5, 8, 3))).repeat(2, 1)
     children = DecodeSpec.for_levels(3)
     codebook = dataclasses.replace(children, normalisation="codebook")
     weighted = dataclasses.replace(children, level_weights=(1.0, -0.25, 2.0))
     warm = dataclasses.replace(children, temperatures=(2.0, 0.5, 1.0))
-    short = [[5, 3, 3, 99], [], list(range(0, 120, 2))]
+    short = [[5, 3, 3, 99], [], list(range(0, 240, 2))]
     for name, settings, beams, k, exclude in (
         ("cut", children, 7, 7, None),
         ("codebook", codebook, 11, 3, short),
@@ -232,7 +232,7 @@ def grid_problems() -> Iterator[tuple[str, Problem, Tensor]]:
         ("everything", children, 130, 121, short),
     ):
         settings = dataclasses.replace(settings, num_beams=beams)
-        made = make_grid_problem(tree, (4, 3, 5), settings=settings, k=k, seed=k, exclude=exclude)
+        made = make_grid_problem(tree, (5, 8, 3), settings=settings, k=k, seed=k, exclude=exclude)
         yield name, *made
     generator = torch.Generator().manual_seed(0)
     sizes = (3, 2, 4, 1, 2, 3, 20, 2)
@@ -259,9 +259,8 @@ GRID = {name: (problem, context) for name, problem, context in grid_problems()}
 @pytest.mark.parametrize("name", GRID)
 def test_ties_are_broken_as_the_reference_does(name: str, dense: bool) -> None:
     problem, context = GRID[name]
-    if dense and name != "cut" and problem.settings.normalisation == "children":
-        problem = problem.rows([1])
-        context = context[1:2]
+    if dense or problem.settings.num_beams >= 50:  # fewer requests, for time
+        problem, context = problem.rows([0]), context[:1]
     found = beam.beam_decode(
         student_of(problem, torch.float32),
         context,
@@ -287,11 +286,11 @@ def test_ties_are_broken_as_the_reference_does(name: str, dense: bool) -> None:
 
 
 def test_groups_and_programs_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = small_problem((5, 20), batch=5, tokens=18, excluded=9, seed=5)
+    problem = small_problem((5, 20), batch=4, excluded=9, seed=5)
     plan = problem.plan("triton")
     heads = (list(plan.packed.heads), list(plan.packed.sizes), problem.spec.layer_norm_eps, 0)
-    context = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
-    prefix = torch.arange(5, dtype=torch.int32)[:, None]
+    context = torch.randn(4, 24, generator=torch.Generator().manual_seed(0))
+    prefix = torch.tensor([[3], [-1], [0], [5]], dtype=torch.int32)  # two are no codes
     wanted: list[Tensor] = []
     for group, one_program in ((1, False), (3, False), (16, False), (2, True)):
         monkeypatch.setattr("sidmlp_kernels.ops.triton.tiles.GROUPS", ((0, group),))
@@ -299,13 +298,13 @@ def test_groups_and_programs_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> N
             monkeypatch.setattr(launch, "MAX_WORKSPACE", 1)
         results = [
             *run(problem, plan),
-            *plan.beam_decode(context),
             plan.context_readout(problem.states, problem.mask),
-            operator("level_logits", "triton")(context, prefix, *heads),
+            operator("level_logits", "triton")(context, prefix, *heads).nan_to_num(7.0),
         ]
         wanted = wanted or results
         for got, first in zip(results, wanted, strict=True):
             assert torch.equal(got, first), f"groups of {group}, one program: {one_program}"
+    assert [bool((row == 7.0).all()) for row in wanted[-1]] == [False, True, False, True]
 
 
 def test_tiles_as_the_table_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +369,7 @@ def test_a_history_without_any_valid_state_gets_an_answer(tokens: int) -> None:
 
 
 def test_masked_states_are_never_read() -> None:
-    problem = small_problem((5, 6), batch=3, seed=9)
+    problem = small_problem((5, 6), batch=2, seed=9)
     plan = problem.plan("triton")
     wanted = run(problem, plan)
     assert bool(problem.states.isnan().any())
@@ -381,17 +380,15 @@ def test_masked_states_are_never_read() -> None:
 
 
 def test_states_that_are_not_finite() -> None:
-    problem = small_problem((5, 6), batch=4, full_histories=True, seed=10)
+    problem = small_problem((5, 6), batch=3, full_histories=True, seed=10)
     plan = problem.plan("triton")
     wanted = run(problem, plan)
     states = problem.states.clone()
-    states[0, 5, 23], states[1, 19, 0], states[3] = math.nan, -math.inf, FLOAT32_MAX
+    states[0, 5, 23], states[2, 19, 0] = math.nan, -math.inf
     got = run(problem.replace(states=states), plan)
-    for request in (0, 1, 3):
+    for request in (0, 2):
         assert_empty(got, request)
-    assert_results_equal([t[2:3] for t in got], [t[2:3] for t in wanted], where="request 2")
-    context = plan.context_readout(states, problem.mask)
-    assert not bool(context[[0, 1, 3]].isfinite().any(1).all())
+    assert_results_equal([t[1:2] for t in got], [t[1:2] for t in wanted], where="request 1")
     broken = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
     broken[1, 17] = math.inf
     got = plan.beam_decode(broken)
@@ -416,7 +413,7 @@ def test_logits_that_are_not_finite(level: int, dense: bool) -> None:
 def test_logits_of_other_codes_are_never_read() -> None:
     """In "children" mode a code that continues no item, and an only child, need no logit."""
     codes = torch.tensor([[0, 0], [0, 1], [1, 2]])
-    problem = small_problem((2, 4), codes=codes, num_beams=3, seed=12)
+    problem = small_problem((2, 4), codes=codes, num_beams=3, seed=12, batch=1)
     weights = dict(problem.weights)
     weights["heads.1.output.weight"] = weights["heads.1.output.weight"].clone()
     weights["heads.1.output.weight"][2:] = FLOAT32_MAX  # 2: an only child; 3: of no item
