@@ -138,6 +138,11 @@ class DecodePlan:
             states, mask, self._readout, sizes, eps, self._decode_args[-1]
         )
 
+    def prepare(self) -> None:
+        """Compiles what a decode needs, where the backend compiles at all; see `BoundPlan`."""
+        if self._bound is not None:
+            self._bound.decode.prepare()
+
     def _note_stream(self) -> None:
         """Tells torch's allocator which streams read the weights and the catalogue, once each: what
         a swap frees must not be handed out again while a decode on another stream is under way."""
@@ -146,7 +151,7 @@ class DecodePlan:
             return
         raw = torch._C._cuda_getCurrentRawStream(device.index)
         if raw in self._streams or torch.cuda.is_current_stream_capturing():
-            return  # whoever captures a graph keeps the plan as long as the graph
+            return  # whoever captures a graph keeps the catalogue as long as the graph
         stream = torch.cuda.current_stream(device)
         for tensor in (*self._readout, *self._heads_catalogue[0], *self._heads_catalogue[1]):
             tensor.record_stream(stream)

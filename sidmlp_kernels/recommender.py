@@ -169,7 +169,9 @@ class Recommender:
         """Recommends from `catalogue` from now on; decodes under way finish with the old one.
 
         Items of the old catalogue stay known to histories; where both know an item, the new codes
-        hold. Raises ValueError, and changes nothing, if the catalogue does not fit the student.
+        hold. A CUDA graph that you captured yourself goes on reading the old catalogue: keep it, or
+        use `capture`, which captures again. Raises ValueError, and changes nothing, if the
+        catalogue does not fit the student.
         """
         _check_type(catalogue, "catalogue", Catalogue)
         checkpoint.check_catalogue(catalogue, self.student.spec.codes_per_level)
@@ -205,7 +207,9 @@ class Recommender:
                 f"backend: expected {self.backend} to run these settings, got {reason}; "
                 "change them or load the model with another backend"
             )
-        return make_plan(self._packed, snapshot, self.backend, **settings._asdict())
+        plan = make_plan(self._packed, snapshot, self.backend, **settings._asdict())
+        plan.prepare()
+        return plan
 
     # -- requests
 

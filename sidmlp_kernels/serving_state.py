@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from .catalogue import Catalogue, CatalogueSnapshot
 from .plan import DecodePlan
 from .spec import NORMALISATIONS, DecodeSpec, check_choice, check_floats, check_int
@@ -79,11 +81,13 @@ class Plans:
 
     def get(self, settings: Settings) -> DecodePlan:
         """The plan for these settings, made at their first use."""
-        with self._lock:
-            plan = self._plans.get(settings)
-            if plan is not None:
-                self._plans.move_to_end(settings)
-                return plan
+        plan = self._plans.get(settings)
+        if plan is not None:
+            if not torch.compiler.is_compiling():  # torch.compile cannot enter a lock
+                with self._lock:
+                    if settings in self._plans:
+                        self._plans.move_to_end(settings)
+            return plan
         plan = self._make(self._snapshot, settings)  # without the lock: others need not wait
         with self._lock:
             self._plans[settings] = plan

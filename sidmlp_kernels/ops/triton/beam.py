@@ -46,18 +46,18 @@ def root_keys(
     scale,  # 1 / temperature
     weight,
     keys,
-    SELECT: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     """keys <- one for each child of the root; returns how many."""
-    lane = tl.arange(0, SELECT)
-    largest = tl.full([SELECT], float("-inf"), tl.float32)
-    for base in range(0, num_codes, SELECT):
+    lane = tl.arange(0, TILE)
+    largest = tl.full([TILE], float("-inf"), tl.float32)
+    for base in range(0, num_codes, TILE):
         inside = base + lane < num_codes
         x = tl.load(logits + base + lane, mask=inside, other=float("-inf")) * scale
         largest = tl.maximum(largest, x)
     top = tl.max(largest, 0)
-    terms = tl.zeros([SELECT], tl.float32)
-    for base in range(0, num_codes, SELECT):
+    terms = tl.zeros([TILE], tl.float32)
+    for base in range(0, num_codes, TILE):
         inside = base + lane < num_codes
         x = tl.load(logits + base + lane, mask=inside, other=0.0) * scale
         terms += tl.where(inside, tl.exp(x - top) + x * 0.0, 0.0)  # NaN if x is not finite
@@ -65,7 +65,7 @@ def root_keys(
 
     first = tl.load(child_begin)
     children = tl.load(child_begin + 1) - first
-    for base in range(0, children, SELECT):
+    for base in range(0, children, TILE):
         ordinal = base + lane
         wanted = ordinal < children
         code = tl.load(codes + first + ordinal, mask=wanted, other=0).to(tl.int32)
@@ -245,7 +245,7 @@ def child_keys(
     if FURTHER:
         further_blocks(
             hidden, z, rows, width, block_weight, vectors, num_blocks, eps,
-            M, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
+            M, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL,
         )  # fmt: skip
 
     # 3: logits
@@ -284,18 +284,18 @@ def bar_leaves(
     node,  # [BEAMS], of the parents
     child_begin,
     leaves,  # (leaf_begin, item_ids, available, excluded, its begin, its end)
-    SELECT: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     """Takes out the keys of leaves that have no item that may be given."""
-    lane = tl.arange(0, SELECT)
-    for base in range(0, num_keys, SELECT):
+    lane = tl.arange(0, TILE)
+    for base in range(0, num_keys, TILE):
         inside = base + lane < num_keys
         key = tl.load(keys + base + lane, mask=inside, other=NO_KEY)
         real = inside & (key != BAD_KEY)
         parent = tl.gather(node, tl.where(real, key_rank(key), 0), 0)
         leaf = tl.load(child_begin + parent, mask=real, other=0) + key_ordinal(key)
         barred = real & (leaf_allowed(leaf, real, *leaves) == 0)
-        tl.store(keys + base + lane, tl.full([SELECT], NO_KEY, tl.int64), mask=barred)
+        tl.store(keys + base + lane, tl.full([TILE], NO_KEY, tl.int64), mask=barred)
 
 
 @triton.jit

@@ -1,8 +1,9 @@
 """Operators bound to weights, catalogue and settings: checked once, then called many times.
 
 A call checks its own tensors, allocates outputs and workspace from torch's caching allocator
-(which keeps the order of streams and owns the pools of CUDA graphs) and launches once. It holds no
-state that another thread or stream could disturb.
+(which keeps the order of streams and owns the pools of CUDA graphs) and launches once. Between
+calls nothing is kept but what depends on kinds of arguments: any thread may make it, in vain at
+worst.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from sidmlp_kernels.ops.triton.launch import (
 )
 from sidmlp_kernels.ops.triton.problem import Settings, Sizes
 from sidmlp_kernels.ops.triton.scratch import Layout, layout_of
-from sidmlp_kernels.ops.triton.tiles import choose_group, choose_tiles
+from sidmlp_kernels.ops.triton.tiles import MAX_DIM, choose_group, choose_tiles
 
 MIN_TILE = 16
+MAX_LAYOUTS = 256  # of different batches and tokens that are remembered
 MIN_COLUMNS = 128  # of a tile of whole rows: narrow ones share one code
 MAX_CANDIDATES = 1 << 18  # beams x codes of a chunk
 
@@ -52,6 +54,7 @@ class Bound:
 
     def __init__(self, sizes: Sequence[int], eps: float, device: torch.device) -> None:
         self.sizes = Sizes.of(sizes)
+        problem.check_size(self.sizes.dim, 1, MAX_DIM, "dim")
         self.eps = eps
         self.device = device
         self._kernels: dict[Any, BoundKernel] = {}
@@ -104,6 +107,8 @@ class Bound:
         if layout is None:
             rows, chunk = self._rows()
             layout = layout_of(self.sizes, group=group, tokens=tokens, rows=rows, chunk=chunk)
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.clear()
             self._layouts[group, tokens] = layout
         programs = num_programs(batch, group, layout, self.device)
         workspace = torch.empty(programs * layout.slice_bytes, dtype=torch.int8, device=self.device)
@@ -327,12 +332,7 @@ class BoundDecode(Bound):
         """inputs: context, states, mask; those that are not used are any tensor."""
         device, k = self.device, self.settings.k
         problem.check_exclusion(exclude_ids, exclude_offsets, batch, device)
-        results = (
-            torch.empty((batch, k), dtype=torch.int64, device=device),
-            torch.empty((batch, k), dtype=torch.float32, device=device),
-            torch.empty((batch, k, self.sizes.num_levels), dtype=torch.int32, device=device),
-            torch.empty((batch,), dtype=torch.int32, device=device),
-        )
+        results = _empty_results(batch, k, self.sizes.num_levels, device)
         if batch == 0:
             return results
         programs, work = self._work(batch, tokens)
@@ -340,48 +340,71 @@ class BoundDecode(Bound):
             excluded, offsets, total = results[0], results[0], 0  # never read
         else:
             excluded, offsets, total = exclude_ids, exclude_offsets, exclude_ids.numel()
-        key = (states_dtype, *map(is_aligned, inputs), is_aligned(excluded), is_aligned(offsets))
+        kernel = self._bind(states_dtype, inputs, excluded, offsets, results)
         varying = (*inputs, tokens or 0, excluded, offsets, total, *results)
+        kernel.launch(programs, (*varying, *work))
+        return results
+
+    def _bind(
+        self,
+        states_dtype: torch.dtype | None,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        excluded: Tensor,
+        offsets: Tensor,
+        results: Results,
+    ) -> BoundKernel:
+        """The kernel for arguments of these kinds."""
+        key = (states_dtype, *map(is_aligned, inputs), is_aligned(excluded), is_aligned(offsets))
+        kernel = self._kernels.get(key)
+        if kernel is not None:
+            return kernel
+        tiles, (_, chunk) = self.tiles, self._rows()
+        examples = (*inputs, 0, excluded, offsets, 0, *results)
         names = (
             *("context", "states", "mask", "tokens"),
             *("excluded", "excluded_offsets", "num_excluded"),
             *("items", "scores", "result_codes", "counts"),
         )
-        kernel = self._kernels.get(key)
-        if kernel is None:
-            tiles, (_, chunk) = self.tiles, self._rows()
-            kernel = self._kernel(
-                key,
-                kernels.beam_decode_kernel,
-                {
-                    **dict(zip(names, varying, strict=True)),
-                    **self._static_arguments(),
-                    "readout": self.readout if states_dtype is not None else (self._heads[1],) * 9,
-                    "workspace": work[2],
-                },
-                {
-                    "FROM_STATES": states_dtype is not None,
-                    "NUM_LEVELS": self.sizes.num_levels,
-                    **self._even(),
-                    **self._readout_constants(states_dtype),
-                    **self._head_constants,
-                    **self._product_constants,
-                    "BEAMS": self._beams,
-                    "CHUNK": chunk,
-                    "FANOUT": tiles.fanout,
-                    "NARROW": tiles.narrow,
-                    "SELECT": max(tiles.select, self._beams),
-                    "FEW": max(tiles.few, self._beams),
-                    "PAIRS": tiles.pairs,
-                    "PART": min(tiles.part, self._head_constants["COLUMNS"]),
-                    "M_DENSE": chunk,
-                    "N_DENSE": tiles.n_dense,
-                    "K_DENSE": tiles.k_dense,
-                },
-                names,
-            )
-        kernel.launch(programs, (*varying, *work))
-        return results
+        return self._kernel(
+            key,
+            kernels.beam_decode_kernel,
+            {
+                **dict(zip(names, examples, strict=True)),
+                **self._static_arguments(),
+                "readout": self.readout if states_dtype is not None else (self._heads[1],) * 9,
+                "workspace": torch.empty(0, dtype=torch.int8, device=self.device),
+            },
+            {
+                "FROM_STATES": states_dtype is not None,
+                "NUM_LEVELS": self.sizes.num_levels,
+                **self._even(),
+                **self._readout_constants(states_dtype),
+                **self._head_constants,
+                **self._product_constants,
+                "BEAMS": self._beams,
+                "CHUNK": chunk,
+                "FANOUT": tiles.fanout,
+                "NARROW": tiles.narrow,
+                "SELECT": max(tiles.select, self._beams),
+                "FEW": max(tiles.few, self._beams),
+                "PAIRS": tiles.pairs,
+                "PART": min(tiles.part, self._head_constants["COLUMNS"]),
+                "M_DENSE": chunk,
+                "N_DENSE": tiles.n_dense,
+                "K_DENSE": tiles.k_dense,
+            },
+            names,
+        )
+
+    def prepare(self) -> None:
+        """Compiles and loads `decode_states` for states in the dtype of the weights, so that no
+        request waits for it; nothing is launched."""
+        dim, k, levels = self.sizes.dim, self.settings.k, self.sizes.num_levels
+        states = torch.empty((0, 0, dim), dtype=self.dtype, device=self.device)
+        mask = torch.empty((0, 0), dtype=torch.bool, device=self.device)
+        results = _empty_results(0, k, levels, self.device)
+        inputs = (self._heads[1], states, mask)
+        self._bind(self.dtype, inputs, results[0], results[0], results)
 
     def beam_decode(
         self,
@@ -413,6 +436,15 @@ class BoundDecode(Bound):
             exclude_offsets,
             states.dtype,
         )
+
+
+def _empty_results(batch: int, k: int, levels: int, device: torch.device) -> Results:
+    return (
+        torch.empty((batch, k), dtype=torch.int64, device=device),
+        torch.empty((batch, k), dtype=torch.float32, device=device),
+        torch.empty((batch, k, levels), dtype=torch.int32, device=device),
+        torch.empty((batch,), dtype=torch.int32, device=device),
+    )
 
 
 class BoundPlan:

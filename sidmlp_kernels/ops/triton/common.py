@@ -1,7 +1,7 @@
 """What every kernel here shares: constants, choosing among levels, GELU, LayerNorm, finiteness.
 
 Rounding contract (batch invariance): the shape of every tile, and with it the order of every sum,
-depends on the sizes of the model alone. A batch changes only how many rows of a tile are real.
+depends on model, settings, catalogue and GPU. A batch changes only how many rows are real.
 """
 
 from __future__ import annotations

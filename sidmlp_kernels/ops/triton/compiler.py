@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of a kernel for given argument types: no hidden search, no retuning.
 
-`compile_kernel` takes the very arguments of a launch, with tensors or dtypes standing for pointers,
-so that a launch, a plan that is made ahead and a test without a GPU compile the same code.
+`compile_kernel` takes what the compiler must know of each argument (`Pointer`, `Size`, float), not
+the argument, so that a launch and a test without a GPU compile the same code.
 """
 
 from __future__ import annotations

@@ -38,7 +38,6 @@ def further_blocks(
     STAGES: tl.constexpr,
     FITTED: tl.constexpr,
     FULL: tl.constexpr,
-    EVEN: tl.constexpr,
 ):
     """Blocks 1.. on `rows` rows of hidden, in place. Begins after a barrier and ends with one."""
     stride = padded(width)
@@ -48,7 +47,7 @@ def further_blocks(
         weight = block_weight + tl.cast(block - 1, tl.int64) * width * stride
         product(
             hidden, stride, rows, weight, stride, width, stride, bias, z, stride, z,
-            M, N, K, STAGES, X_IS_PADDED=True, EVEN=EVEN,
+            M, N, K, STAGES, X_IS_PADDED=True,
         )  # fmt: skip
         gain = load_vector(bias + stride, column, FULL, width)
         shift = load_vector(bias + 2 * stride, column, FULL, width)

@@ -51,14 +51,16 @@ def leaf_allowed(
     excluded_end,
 ):
     """Whether any item of the leaves may be given, false where not `wanted`."""
-    begin = tl.load(leaf_begin + leaf, mask=wanted, other=0)
+    slot = tl.load(leaf_begin + leaf, mask=wanted, other=0)
     end = tl.load(leaf_begin + leaf + 1, mask=wanted, other=0)
     found = leaf < 0  # nothing yet
-    for i in range(tl.max(end - begin, 0)):
-        open_ = wanted & (found == 0) & (begin + i < end)
+    searched = wanted & (slot < end)
+    while tl.max(searched.to(tl.int32), 0) > 0:
         found |= item_allowed(
-            begin + i, open_, item_ids, available, excluded, excluded_begin, excluded_end
+            slot, searched, item_ids, available, excluded, excluded_begin, excluded_end
         )
+        slot += 1
+        searched = wanted & (found == 0) & (slot < end)
     return found
 
 
@@ -88,34 +90,31 @@ def write_result(
     live = place < count
     begin = tl.load(leaf_begin + leaf, mask=live, other=0)
     end = tl.load(leaf_begin + leaf + 1, mask=live, other=0)
-    longest = tl.max(end - begin, 0)
-    own = tl.zeros([BEAMS], tl.int32)
-    for i in range(longest):
-        open_ = live & (own < k) & (begin + i < end)
+    own = tl.zeros([BEAMS], tl.int32)  # items that a leaf may give, counted up to k
+    slot = begin
+    counted = live & (slot < end)
+    while tl.max(counted.to(tl.int32), 0) > 0:
         own += item_allowed(
-            begin + i, open_, item_ids, available, excluded, excluded_begin, excluded_end
+            slot, counted, item_ids, available, excluded, excluded_begin, excluded_end
         ).to(tl.int32)
+        slot += 1
+        counted = live & (own < k) & (slot < end)
     at = tl.cumsum(own, 0) - own
     total = tl.minimum(tl.sum(own, 0), k)
 
     row = tl.cast(request, tl.int64) * k
-    for i in range(longest):
-        slot = begin + i
-        ok = item_allowed(
-            slot,
-            live & (at < k) & (slot < end),
-            item_ids,
-            available,
-            excluded,
-            excluded_begin,
-            excluded_end,
-        )
+    slot = begin
+    given = live & (at < k) & (slot < end)
+    while tl.max(given.to(tl.int32), 0) > 0:
+        ok = item_allowed(slot, given, item_ids, available, excluded, excluded_begin, excluded_end)
         tl.store(items + row + at, tl.load(item_ids + slot, mask=ok, other=0), mask=ok)
         tl.store(scores + row + at, score, mask=ok)
         for level in tl.static_range(NUM_LEVELS):
             code = (code_words[level // 4] >> (16 * (level % 4))) & 0xFFFF
             tl.store(codes + (row + at) * NUM_LEVELS + level, code.to(tl.int32), mask=ok)
         at += ok.to(tl.int32)
+        slot += 1
+        given = live & (at < k) & (slot < end)
 
     for base in range(total, k, BEAMS):
         rest = base + place

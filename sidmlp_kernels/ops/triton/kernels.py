@@ -177,7 +177,7 @@ def beam_decode_kernel(
         if FURTHER:
             further_blocks(
                 hidden, z, rows, width, block_weight[0], vectors[0], num_blocks, eps,
-                GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
+                GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL,
             )  # fmt: skip
         product(
             hidden, stride, rows, out_weight[0], stride, width, num_codes[0], out_bias[0],
@@ -243,6 +243,7 @@ def beam_decode_kernel(
                 leaf, score, (low, high), count, request + row, k, *leaves,
                 items, scores, result_codes, counts, NUM_LEVELS, BEAMS,
             )  # fmt: skip
+            tl.debug_barrier()  # the keys have been read
 
 
 @triton.jit
@@ -372,7 +373,7 @@ def level_logits_kernel(
         if FURTHER:
             further_blocks(
                 hidden, z, rows, width, block_weight, vectors, num_blocks, eps,
-                GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL, False,
+                GROUP_ROWS, ROWS, COLUMNS, N, K, STAGES, FITTED, FULL,
             )  # fmt: skip
         out = logits + tl.cast(request, tl.int64) * every_code
         product(

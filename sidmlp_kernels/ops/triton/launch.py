@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,16 @@ from sidmlp_kernels.ops.triton.scratch import Layout
 
 INTERPRETED = not isinstance(kernels.beam_decode_kernel, triton.JITFunction)
 
-MAX_WORKSPACE = 1 << 28  # bytes; more requests than fit take turns
+MAX_WORKSPACE = 1 << 30  # bytes; more requests than fit take turns
+# More than run at once: those that wait even out requests that cost more than others.
 PROGRAMS_PER_MULTIPROCESSOR = 4
+
+# The C launcher takes these arguments in this order there; elsewhere Triton's own call is used,
+# which costs the host more.
+_KNOWN_LAUNCHER = triton.__version__.startswith("3.6.")
+
+_load_lock = threading.Lock()
+_loaded: dict[Any, triton.compiler.CompiledKernel] = {}
 
 
 class Bytes(int):
@@ -89,10 +98,10 @@ class BoundKernel:
         self._values = [_raw(given[name]) for name in names]
         kinds = tuple((name, kind_of(arguments[name])) for name in names if name in arguments)
         with torch.cuda.device(device):
-            compiled = _compiled(kernel, kinds, tuple(constants.items()), warps, registers, device)
-            self._run = compiled.run  # loads the code
-            self._function = compiled.function
-            self._metadata = compiled.packed_metadata
+            compiled = _load(kernel, kinds, tuple(constants.items()), warps, registers, device)
+        self._compiled = compiled
+        self._run, self._function = compiled.run, compiled.function
+        self._metadata = compiled.packed_metadata
 
     def launch(self, programs: int, values: Sequence[Any]) -> None:
         """Launches on the current stream; `values` of the varying arguments in their order."""
@@ -113,12 +122,14 @@ class BoundKernel:
 
     def _launch(self, programs: int, device: int, arguments: list[Any]) -> None:
         stream = torch._C._cuda_getCurrentRawStream(device)
+        if not _KNOWN_LAUNCHER:
+            self._compiled[(programs, 1, 1)](*arguments, stream=stream)
+            return
         hooks = (None, None, None)  # launch metadata, enter, exit
         self._run(programs, 1, 1, stream, self._function, self._metadata, *hooks, *arguments)
 
 
-@functools.cache
-def _compiled(
+def _load(
     kernel: Any,
     kinds: tuple,
     constants: tuple,
@@ -126,9 +137,20 @@ def _compiled(
     registers: int,
     device: torch.device,
 ) -> triton.compiler.CompiledKernel:
-    """One loaded kernel per device: machine code belongs to the context that loaded it."""
-    del device
-    return compile_kernel(kernel, dict(kinds), dict(constants), warps=warps, registers=registers)
+    """The kernel compiled and loaded on the current device, `device`, once.
+
+    Under a lock: Triton marks a kernel as loaded before its function is there, so another thread
+    could take half of it.
+    """
+    key = (kernel, kinds, constants, warps, registers, device)
+    with _load_lock:
+        if key not in _loaded:
+            compiled = compile_kernel(
+                kernel, dict(kinds), dict(constants), warps=warps, registers=registers
+            )
+            assert compiled.run is not None  # loads it
+            _loaded[key] = compiled
+        return _loaded[key]
 
 
 def _raw(argument: Any) -> Any:

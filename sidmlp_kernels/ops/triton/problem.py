@@ -266,5 +266,7 @@ def check_exclusion(
         fail("exclude_ids and exclude_offsets: expected both or neither, got one of them")
     if ids is None or offsets is None:
         return
+    if ids.numel() >= 2**31:
+        fail(f"exclude_ids: expected fewer than 2147483648 ids, got {ids.numel()}")
     check_tensor(ids, "exclude_ids", torch.int64, (ids.numel(),), device)
     check_tensor(offsets, "exclude_offsets", torch.int64, (batch + 1,), device)

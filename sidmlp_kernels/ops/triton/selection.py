@@ -42,7 +42,7 @@ def key_ordinal(key):
 
 @triton.jit
 def top_keys(best, keys, BEAMS: tl.constexpr):
-    """The BEAMS best of best [BEAMS], descending, and of keys [N >= BEAMS], descending."""
+    """The BEAMS best of best [BEAMS], descending, and of keys [N >= BEAMS]; descending."""
     top = tl.topk(keys, BEAMS)
     # Of two descending lists, the larger of each and the other's mirror image are the best; they
     # rise and then fall, so one merge sorts them.

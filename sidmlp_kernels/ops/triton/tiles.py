@@ -61,16 +61,17 @@ class Row:
     max_hidden: int
     max_beams: int
     tiles: Tiles
+    spills: str = ""  # why registers spill on compute capability 9.0, where they do
 
 
-# One line of numbers a row, in the order of Tiles' fields.
+# One line a row: its key, the numbers in the order of Tiles' fields, and why registers spill.
 _TILES = """
-weights  hidden beams   warps stages registers row_tile chunk fanout narrow select few pairs part tokens pool   n   k n_dense k_dense
-half        512    64       8      3       255     4096    64     64      8    512 128    64  128     32  128 128 128     128     128
-half      16384    64       8      3       255     8192    64     64      8   1024 128    64  128     32  128 128  64      64      64
-half      16384  1024       8      3       255     8192    64     64      8   1024 128    64  128     32  128 128  64      64      64
-float32   16384    64       8      2       255     8192    64     64      8   1024 128    64   64     32   64  64  32      64      32
-float32   16384  1024       8      2       255     8192    64     64      8   1024 128    64   64     32   64  64  32      64      32
+weights  hidden beams   warps stages registers row_tile chunk fanout narrow select few pairs part tokens pool   n   k n_dense k_dense   spills
+half        512    64       8      3       255     4096    64     64      8    512 128    64  128     32  128 128 128     128     128   scalars and 64-bit keys of all levels live at once
+half      16384    64       8      3       255     8192    64     64      8   1024 128    64  128     32  128 128  64      64      64   scalars and 64-bit keys of all levels live at once
+half      16384  1024       8      3       255     8192    64     64      8   1024 128    64  128     32  128 128  64      64      64   scalars and 64-bit keys of all levels live at once
+float32   16384    64       8      2       255     8192    64     64      8   1024 128    64   64     32   64  64  32      64      32   scalars and 64-bit keys of all levels live at once
+float32   16384  1024       8      2       255     8192    64     64      8   1024 128    64   64     32   64  64  32      64      32   scalars and 64-bit keys of all levels live at once
 """  # noqa: E501
 
 
@@ -78,25 +79,27 @@ def _parse(table: str) -> tuple[Row, ...]:
     """Rows of a table as text."""
     rows = []
     for line in table.strip().splitlines()[1:]:
-        weights, *numbers = line.split()
-        hidden, beams, *tiles = map(int, numbers)
-        rows.append(Row(weights == "half", hidden, beams, Tiles(*tiles)))
+        weights, *words = line.split()
+        numbers = [int(word) for word in words[: 2 + len(dataclasses.fields(Tiles))]]
+        reason = " ".join(words[len(numbers) :])
+        hidden, beams, *tiles = numbers
+        rows.append(Row(weights == "half", hidden, beams, Tiles(*tiles), reason))
     return tuple(rows)
 
 
 TABLE = _parse(_TILES)
 
 # Requests that a program groups, by (smallest batch per multiprocessor, group).
-GROUPS = ((0, 1), (2, 2), (4, 4))
+GROUPS: tuple[tuple[int, int], ...] = ((0, 1), (2, 2), (4, 4))
 
 
 def choose_tiles(half: bool, hidden: int, beams: int) -> Tiles:
-    """The first row of the table that fits; ValueError where none does."""
+    """The first row of the table that fits; RuntimeError, as operators raise, where none does."""
     for row in TABLE:
         if row.half == half and hidden <= row.max_hidden and beams <= row.max_beams:
             return row.tiles
-    raise ValueError(
-        f"tiles: expected hidden_dim up to {MAX_HIDDEN} and up to {MAX_BEAMS} live beams, got "
+    raise RuntimeError(
+        f"hidden_dim and num_beams: expected up to {MAX_HIDDEN} and {MAX_BEAMS} live beams, got "
         f"{hidden} and {beams}; use another backend"
     )
 
