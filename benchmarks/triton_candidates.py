@@ -150,6 +150,7 @@ def rewritten(source: str, number: int, new: tiles.Tiles) -> str:
     table = _TABLE_TEXT.search(source)
     lines = table[0].splitlines() if table else []
     names = [(word[0], word.end()) for word in re.finditer(r"\S+", lines[0] if lines else "")]
+    names = names[: 3 + len(FIELDS)]  # words follow: why registers spill
     if tuple(name for name, _ in names[3:]) != FIELDS or number + 1 >= len(lines):
         raise ValueError(
             f"tiles.py: expected a table _TILES with the columns of Tiles and a row {number}, got "

@@ -11,7 +11,7 @@ from parity import DTYPES
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from sidmlp_kernels import backends, ops
+from sidmlp_kernels import Recommendations, Recommender, backends, ops
 from sidmlp_kernels.ops import SCHEMAS, operator
 from sidmlp_kernels.plan import ISAS
 from sidmlp_kernels.testing import Problem, assert_results_equal, exclude_tensors, make_problem
@@ -142,6 +142,45 @@ def test_compile_without_graph_breaks(backend: str, device: torch.device) -> Non
     wanted = model(states, mask)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     assert_results_equal(compiled(states, mask), wanted, where="torch.compile, aot_eager")
+
+
+def test_compile_a_recommender(backend: str, device: torch.device) -> None:
+    """Whole calls, as a user compiles them; after a swap they answer from the new catalogue."""
+    problem, other = make_problem(seed=1, batch=3), make_problem(seed=2, batch=3)
+    table = torch.randn(4000, problem.spec.dim, device=device)
+    model = Recommender(
+        problem.student,
+        problem.catalogue,
+        lambda ids, mask: table[ids],
+        device=device,
+        backend=backend,
+    )
+    batch = model.batch([[int(item)] for item in problem.item_ids[:3]])
+    inputs = (problem.states.to(device), problem.mask.to(device))
+
+    def from_batch() -> Recommendations:
+        return model.decode(batch, k=5, num_beams=10)
+
+    def from_states() -> Recommendations:
+        return model.decode_states(*inputs, k=5, num_beams=10)
+
+    def results(call: Callable[[], Recommendations]) -> list[torch.Tensor]:
+        found = call()
+        return [found.items, found.scores, found.codes, found.counts]
+
+    calls = (from_batch, from_states)
+    for turn in ("first catalogue", "after a swap"):
+        for call in calls:
+            wanted = results(call)
+            compiled = torch.compile(lambda c=call: results(c), fullgraph=True, backend="aot_eager")
+            assert_results_equal(compiled(), wanted, where=f"{call.__name__}, {turn}")
+        if turn == "first catalogue":
+            reused = torch.compile(
+                lambda: results(from_states), fullgraph=True, backend="aot_eager"
+            )
+            reused()
+            model.swap(other.catalogue)
+            assert_results_equal(reused(), results(from_states), where="compiled before the swap")
 
 
 @pytest.mark.slow

@@ -1,0 +1,80 @@
+"""The host side of the Triton backend, as far as it needs no GPU: loading and limits."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed: pip install triton", allow_module_level=True)
+
+from sidmlp_kernels import backends
+from sidmlp_kernels.ops.triton import bound, launch
+from sidmlp_kernels.testing import make_problem
+
+
+class SlowKernel:
+    """Like Triton's CompiledKernel, `run` is there before `function`: loading takes a while."""
+
+    def __init__(self) -> None:
+        self.function: object = None
+        self._run: object = None
+
+    @property
+    def run(self) -> object:
+        if self._run is None:
+            self._run = object()
+            time.sleep(0.2)
+            self.function = object()
+        return self._run
+
+
+def test_threads_that_load_at_once_get_a_loaded_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[SlowKernel] = []
+
+    def compile_kernel(*_: Any, **__: Any) -> SlowKernel:
+        made.append(SlowKernel())
+        return made[-1]
+
+    monkeypatch.setattr(launch, "compile_kernel", compile_kernel)
+    monkeypatch.setattr(launch, "_loaded", {})
+    start = threading.Barrier(4)
+
+    def load() -> object:
+        start.wait()
+        return launch._load("kernel", (), (), 8, 255, torch.device("cuda:0")).function
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [future.result() for future in [pool.submit(load) for _ in range(4)]]
+    assert len(made) == 1
+    assert found == [made[0].function] * 4
+    assert found[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [({"num_beams": 2000, "num_items": 9000, "codes_per_level": (64,) * 3}, "num_beams")],
+)
+def test_sizes_beyond_the_limits_are_a_runtime_error(sizes: dict[str, Any], named: str) -> None:
+    problem = make_problem(**sizes)
+    plan = problem.plan("cpu")
+    packed = problem.packed()
+    arguments = (list(packed.readout), *plan._heads_catalogue, plan._decode_args)
+    with pytest.raises(RuntimeError, match=named):
+        bound.BoundPlan(*arguments, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 6), (8, 9), (10, 0), (12, 0)])
+def test_other_gpus_are_named(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another GPU")
+    reason = backends.why_not("triton")
+    assert "compute capability 8.0" in reason
+    assert f"another GPU has {capability[0]}.{capability[1]}" in reason
