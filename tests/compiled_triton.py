@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import torch
-import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 
 from sidmlp_kernels.ops.triton import bound, kernels, launch
 from sidmlp_kernels.ops.triton.compiler import compile_kernel
@@ -32,7 +32,6 @@ TARGETS = {
     "sm_90a": (GPUTarget("cuda", 90, 32), 227 * 1024),
     "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
 }
-PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 
 
 @dataclass(frozen=True)
@@ -199,11 +198,12 @@ def compiled(recorded: Launch, architecture: str) -> Code:
         code = compile_kernel(kernel, arguments, constants, **options, target=target)
     except Exception as error:  # Triton's own errors do not travel between processes
         raise RuntimeError(f"{recorded.kernel}: {type(error).__name__}: {error}") from None
+    ptxas = get_ptxas(target.arch).path
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(code.asm["ptx"])
         said = subprocess.run(
-            [PTXAS, "-v", "--gpu-name", architecture, source, "-o", Path(folder) / "kernel.cubin"],
+            [ptxas, "-v", "--gpu-name", architecture, source, "-o", Path(folder) / "kernel.cubin"],
             capture_output=True,
             text=True,
             check=True,
