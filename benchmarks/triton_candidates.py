@@ -124,7 +124,7 @@ def usual_sizes(number: int) -> tuple[int, int]:
         for hidden in widths:
             if hidden > tiles.MAX_HIDDEN:
                 continue
-            if tiles.choose_tiles(row.half, hidden, beams) is row.tiles:
+            if tiles.choose_tiles(row.half, hidden, beams, row.shared) is row.tiles:
                 return hidden, beams
     raise ValueError(f"row: expected one that some student takes, got {row}, hidden by those above")
 
@@ -150,16 +150,16 @@ def rewritten(source: str, number: int, new: tiles.Tiles) -> str:
     table = _TABLE_TEXT.search(source)
     lines = table[0].splitlines() if table else []
     names = [(word[0], word.end()) for word in re.finditer(r"\S+", lines[0] if lines else "")]
-    names = names[: 3 + len(FIELDS)]  # words follow: why registers spill
-    if tuple(name for name, _ in names[3:]) != FIELDS or number + 1 >= len(lines):
+    names = names[: 4 + len(FIELDS)]  # words follow: why registers spill
+    if tuple(name for name, _ in names[4:]) != FIELDS or number + 1 >= len(lines):
         raise ValueError(
             f"tiles.py: expected a table _TILES with the columns of Tiles and a row {number}, got "
             f"{lines[:1]} and {len(lines) - 1} rows; adapt `rewritten` to the new table"
         )
     line = lines[number + 1]
-    first, last = names[2][1], names[-1][1]
+    first, last = names[3][1], names[-1][1]
     cells = ""
-    for field, (_, begin), (_, end) in zip(FIELDS, names[2:], names[3:], strict=False):
+    for field, (_, begin), (_, end) in zip(FIELDS, names[3:], names[4:], strict=False):
         cell = f"{getattr(new, field):>{end - begin}}"
         if len(cell) > end - begin or not cell.startswith(" "):
             raise ValueError(f"{field}: expected a number that its column holds, got{cell!r}")

@@ -23,6 +23,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from sidmlp_kernels.ops.triton import bound, kernels, launch
 from sidmlp_kernels.ops.triton.compiler import compile_kernel
 from sidmlp_kernels.ops.triton.problem import padded
+from sidmlp_kernels.ops.triton.tiles import MOST_SHARED
 from sidmlp_kernels.spec import StudentSpec
 
 META = torch.device("meta")
@@ -31,6 +32,9 @@ META = torch.device("meta")
 TARGETS = {
     "sm_90a": (GPUTarget("cuda", 90, 32), 227 * 1024),
     "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_86": (GPUTarget("cuda", 86, 32), 99 * 1024),
+    "sm_100a": (GPUTarget("cuda", 100, 32), 227 * 1024),
+    "sm_120a": (GPUTarget("cuda", 120, 32), 99 * 1024),
 }
 
 
@@ -154,11 +158,15 @@ def record(
     *,
     num_beams: int,
     batch: int = 2,
-    factored: bool = True,
+    shared: int = MOST_SHARED,
     states_dtype: torch.dtype | None = None,
     operators: Sequence[str] = ("beam_decode", "decode_states", "context_readout", "level_logits"),
 ) -> dict[str, Launch]:
-    """What each operator would launch for this model. states_dtype: by default the weights'."""
+    """What each operator would launch for this model.
+
+    shared: kilobytes that the GPU offers a program. states_dtype: by default the weights'.
+    """
+    factored = spec.num_heads * spec.dim > 2 * spec.attention_dim  # as packing.py chooses
     readout, heads, sizes = packed_tensors(spec, dtype, factored=factored)
     eps, levels = spec.layer_norm_eps, spec.num_levels
     settings = (num_beams, num_beams, False, [1.0] * levels, [1.0] * levels, [1] * levels)
@@ -171,7 +179,10 @@ def record(
     offsets = torch.empty(batch + 1, dtype=torch.int64, device=META)
     Recorder.launches.clear()
     recorded = {}
-    with mock.patch.object(bound, "BoundKernel", Recorder):
+    with (
+        mock.patch.object(bound, "BoundKernel", Recorder),
+        mock.patch.object(bound, "shared_kilobytes", return_value=shared),
+    ):
         for name in operators:
             decode_of = None if name == "beam_decode" else readout
             if name == "context_readout":

@@ -34,6 +34,8 @@ from sidmlp_kernels.ops.triton import tiles
 
 SPILLS_OF = "3.6"  # Triton's version; another compiler allocates other registers
 ROWS = list(enumerate(tiles.TABLE))
+# What the rows for so much shared memory (kilobytes) are compiled for.
+ARCHITECTURES = {160: ("sm_90a", "sm_80"), 99: ("sm_86", "sm_100a", "sm_120a")}
 HALF_ROW, FLOAT_ROW = (
     next(number for number, row in ROWS if row.half is half) for half in (True, False)
 )
@@ -45,10 +47,10 @@ def published(hidden_dim: int = 512, **changes: int) -> StudentSpec:
     return StudentSpec((256,) * 4, hidden_dim=hidden_dim, embedding_dim=128, **sizes)
 
 
-def row_of(half: bool, hidden: int, beams: int) -> int:
-    """The number of the row that is chosen."""
-    chosen = tiles.choose_tiles(half, hidden, beams)
-    return next(number for number, row in ROWS if row.tiles is chosen and row.half is half)
+def row_of(like: tiles.Row, hidden: int) -> int:
+    """The number of the row that is chosen for as many beams and as much shared memory."""
+    chosen = tiles.choose_tiles(like.half, hidden, like.max_beams, like.shared)
+    return next(number for number, row in ROWS if row.tiles is chosen and row.half is like.half)
 
 
 def usual_width(number: int) -> int:
@@ -56,7 +58,7 @@ def usual_width(number: int) -> int:
     row = tiles.TABLE[number]
     widths = [512 << i for i in range(6)] if row.max_hidden >= 512 else []
     for width in [*widths, row.max_hidden]:
-        if width <= row.max_hidden and row_of(row.half, width, row.max_beams) == number:
+        if width <= row.max_hidden and row_of(row, width) == number:
             return width
     raise AssertionError(f"no width has the tiles of {row}")
 
@@ -71,26 +73,24 @@ def recorded() -> Iterator[tuple[int, str, Launch, Sequence[str]]]:
     Compiling a beam search takes 10 to 50 seconds, so not every combination is tried: decode_states
     holds all of beam_decode, and rows for more beams differ from others in how many they sort.
     """
-    everywhere, hopper = tuple(TARGETS), ("sm_90a",)
     for number, row in ROWS:
-        first = number in (HALF_ROW, FLOAT_ROW)
-        beams, dtype = row.max_beams, dtype_of(number)
+        where = ARCHITECTURES[row.shared]
+        beams, dtype, shared = row.max_beams, dtype_of(number), row.shared
         usual, widest = published(usual_width(number)), published(row.max_hidden)
-        for name, launch in record(usual, dtype, num_beams=beams).items():
-            where = everywhere if first or name != "decode_states" else hopper
+        launches = record(usual, dtype, num_beams=beams, shared=shared)
+        if row.shared == tiles.LEAST_SHARED:
+            del launches["beam_decode"]
+        for name, launch in launches.items():
             yield number, f"{name}, hidden {usual.hidden_dim}", launch, where
         if widest == usual:
             continue
         names = ("beam_decode", "level_logits") if beams <= 64 else ("level_logits",)
-        for name, launch in record(widest, dtype, num_beams=beams, operators=names).items():
-            yield number, f"{name}, hidden {widest.hidden_dim}", launch, everywhere
+        wide = record(widest, dtype, num_beams=beams, shared=shared, operators=names)
+        for name, launch in wide.items():
+            yield number, f"{name}, hidden {widest.hidden_dim}", launch, where[:1]
     odd = published(500, dim=100, attention_dim=100, ffn_dim=130)
     for number in (HALF_ROW, FLOAT_ROW):
-        row, dtype = tiles.TABLE[number], dtype_of(number)
-        (products,) = record(
-            published(), dtype, num_beams=9, factored=False, operators=["context_readout"]
-        ).values()
-        yield number, "context_readout, products", products, everywhere
+        row = tiles.TABLE[number]
         launches = record(
             odd,
             torch.float16 if row.half else torch.float32,
@@ -99,7 +99,7 @@ def recorded() -> Iterator[tuple[int, str, Launch, Sequence[str]]]:
             operators=("decode_states", "level_logits"),
         )
         for name, launch in launches.items():
-            yield number, f"{name}, sizes that are no multiples", launch, hopper
+            yield number, f"{name}, sizes that are no multiples", launch, ("sm_90a",)
 
 
 Job = tuple[int, str, str]  # row, case, architecture
@@ -137,16 +137,16 @@ def test_shared_memory_fits(codes: dict[Job, Future[Code]], job: Job) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", range(len(tiles.TABLE)))
 def test_rows_spill_only_with_a_reason(codes: dict[Job, Future[Code]], number: int) -> None:
-    """On sm_90a. A row that spills says why in its field `spills`; no other row says anything."""
+    """A row that spills says why in its field `spills`; no other row says anything."""
     if not triton.__version__.startswith(SPILLS_OF + "."):
         pytest.skip(f"the table says what Triton {SPILLS_OF} spills, this is {triton.__version__}")
     found = {
         case: codes[row, case, architecture].result()
         for row, case, architecture in JOBS
-        if row == number and architecture == "sm_90a"
+        if row == number and architecture == ARCHITECTURES[tiles.TABLE[number].shared][0]
     }
     spilled = [f"  {case}: {code}" for case, code in found.items() if code.spills]
-    reason = getattr(tiles.TABLE[number], "spills", "")
+    reason = tiles.TABLE[number].spills
     text = "\n".join([str(tiles.TABLE[number]), *spilled])
     if reason:
         assert spilled, f"nothing spills, but the row says {reason!r}: {text}"
@@ -158,8 +158,8 @@ def test_rows_spill_only_with_a_reason(codes: dict[Job, Future[Code]], number: i
 def test_every_row_is_chosen(number: int) -> None:
     """A row that another hides would never be tested by those who use the library."""
     row = tiles.TABLE[number]
-    assert row_of(row.half, usual_width(number), row.max_beams) == number
-    assert row_of(row.half, row.max_hidden, row.max_beams) == number
+    assert row_of(row, usual_width(number)) == number
+    assert row_of(row, row.max_hidden) == number
 
 
 def test_the_table_ends_at_the_limits_of_the_backend() -> None:
@@ -167,15 +167,16 @@ def test_the_table_ends_at_the_limits_of_the_backend() -> None:
     assert backends._TRITON_WIDTH == tiles.MAX_DIM
     assert backends._TRITON_BEAMS == tiles.MAX_BEAMS
     for half in (False, True):
-        tiles.choose_tiles(half, tiles.MAX_HIDDEN, tiles.MAX_BEAMS)
+        tiles.choose_tiles(half, tiles.MAX_HIDDEN, tiles.MAX_BEAMS, tiles.LEAST_SHARED)
         for hidden, beams in ((tiles.MAX_HIDDEN + 1, 1), (1, tiles.MAX_BEAMS + 1)):
-            with pytest.raises(ValueError, match=f"got {hidden} and {beams}; use another backend"):
+            with pytest.raises(RuntimeError, match=f"got {hidden} and {beams}; use another"):
                 tiles.choose_tiles(half, hidden, beams)
 
 
 def test_tiles_know_nothing_of_the_batch() -> None:
     """Neither as an argument nor in what is compiled: a request has the same bits in any batch."""
-    assert list(inspect.signature(tiles.choose_tiles).parameters) == ["half", "hidden", "beams"]
+    given = list(inspect.signature(tiles.choose_tiles).parameters)
+    assert given == ["half", "hidden", "beams", "shared"]
     assert tiles.GROUPS[0] == (0, 1)
     groups = [tiles.choose_group(batch, 132) for batch in range(5000)]
     assert groups == sorted(groups)
@@ -195,11 +196,11 @@ def test_the_table_prints_itself() -> None:
         cwd=Path(__file__).parent.parent,
     )
     header, *lines = done.stdout.splitlines()
-    assert header.split()[:3] == ["weights", "hidden", "beams"]
+    assert header.split()[:4] == ["weights", "hidden", "beams", "shared"]
     assert len(lines) == len(tiles.TABLE)
     for line, row in zip(lines, tiles.TABLE, strict=True):
-        cells = ["half" if row.half else "float32", str(row.max_hidden), str(row.max_beams)]
-        assert line.split()[:3] == cells
+        cells = ["half" if row.half else "float32", row.max_hidden, row.max_beams, row.shared]
+        assert line.split()[:4] == [str(cell) for cell in cells]
     assert "RuntimeWarning" not in done.stderr
 
 
@@ -208,7 +209,7 @@ def test_sizes_above_the_limits_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert "8.0 or later (A100), some GPU has 7.5" in backends.why_not("triton")
+    assert "8.0 (A100) or later, some GPU has 7.5" in backends.why_not("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert backends.why_not("triton") == ""
     assert backends.why_not("triton", published(16384), num_beams=1024) == ""

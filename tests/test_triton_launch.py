@@ -14,7 +14,6 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install triton", allow_module_level=True)
 
-from sidmlp_kernels import backends
 from sidmlp_kernels.ops.triton import bound, launch
 from sidmlp_kernels.testing import make_problem
 
@@ -68,13 +67,3 @@ def test_sizes_beyond_the_limits_are_a_runtime_error(sizes: dict[str, Any], name
     arguments = (list(packed.readout), *plan._heads_catalogue, plan._decode_args)
     with pytest.raises(RuntimeError, match=named):
         bound.BoundPlan(*arguments, torch.device("cpu"))
-
-
-@pytest.mark.parametrize("capability", [(7, 5), (8, 6), (8, 9), (10, 0), (12, 0)])
-def test_other_gpus_are_named(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another GPU")
-    reason = backends.why_not("triton")
-    assert "compute capability 8.0" in reason
-    assert f"another GPU has {capability[0]}.{capability[1]}" in reason

@@ -148,7 +148,7 @@ def test_plans_inside_take_the_changed_row(modules: SimpleNamespace) -> None:
 def test_every_row_has_a_student(modules: SimpleNamespace, number: int) -> None:
     hidden, beams = modules.triton_candidates.usual_sizes(number)
     row = tiles.TABLE[number]
-    assert tiles.choose_tiles(row.half, hidden, beams) is row.tiles
+    assert tiles.choose_tiles(row.half, hidden, beams, row.shared) is row.tiles
     if number == 0:
         assert (hidden, beams) == (512, 50)  # published
 
@@ -198,7 +198,7 @@ def test_one_row_is_rewritten_in_its_columns(modules: SimpleNamespace, number: i
     header_ends, ends = (
         [word.end() for word in re.finditer(r"\S+", line)] for line in (header, new_line)
     )
-    last = 3 + len(dataclasses.fields(tiles.Tiles))  # words follow
+    last = 4 + len(dataclasses.fields(tiles.Tiles))  # words follow
     assert ends[1:last] == header_ends[1:last]
 
 

@@ -24,6 +24,7 @@ from sidmlp_kernels.ops.triton.launch import (
     is_aligned,
     multiprocessors,
     num_programs,
+    shared_kilobytes,
 )
 from sidmlp_kernels.ops.triton.problem import Settings, Sizes
 from sidmlp_kernels.ops.triton.scratch import Layout, layout_of
@@ -62,7 +63,8 @@ class Bound:
 
     def _set_tiles(self, dtype: torch.dtype, beams: int) -> None:
         self.dtype = dtype
-        self.tiles = choose_tiles(dtype != torch.float32, self.sizes.hidden_dim, beams)
+        shared = shared_kilobytes(self.device)
+        self.tiles = choose_tiles(dtype != torch.float32, self.sizes.hidden_dim, beams, shared)
         columns = power_of_two(self.sizes.hidden_dim, MIN_COLUMNS)
         self._head_constants = {
             "FITTED": dtype != torch.float32,

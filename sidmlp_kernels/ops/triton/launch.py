@@ -14,6 +14,7 @@ from torch import Tensor
 from sidmlp_kernels.ops.triton import kernels
 from sidmlp_kernels.ops.triton.compiler import Pointer, Size, compile_kernel
 from sidmlp_kernels.ops.triton.scratch import Layout
+from sidmlp_kernels.ops.triton.tiles import LEAST_SHARED, MOST_SHARED
 
 INTERPRETED = not isinstance(kernels.beam_decode_kernel, triton.JITFunction)
 
@@ -43,6 +44,22 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def shared_kilobytes(device: torch.device) -> int:
+    """Shared memory that a program may have; the largest for the interpreter.
+
+    Compute capability 10.x counts as one with little: its matrix instructions for tiles of 64 rows
+    do not compile in functions that are not inlined (Triton 3.6), and rows for little shared memory
+    have tiles of 32.
+    """
+    if device.type != "cuda":
+        return MOST_SHARED
+    if torch.cuda.get_device_capability(device)[0] == 10:
+        return LEAST_SHARED
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return properties["max_shared_mem"] // 1024
 
 
 def num_programs(batch: int, group: int, layout: Layout, device: torch.device) -> int:

@@ -2,10 +2,10 @@
 
 `python -m sidmlp_kernels.ops.triton.tiles` prints it, benchmarks/tune_triton.py measures others.
 
-A row holds for students up to its hidden width and plans up to its number of beams; the first row
-that fits is taken. Tiles depend on model, settings and catalogue alone, never on the batch, so that
-a request's bits do not either; the batch only chooses how many requests a program groups
-(`GROUPS`).
+A row holds for students up to its hidden width, plans up to its number of beams and GPUs with its
+shared memory; the first row that fits is taken. Tiles depend on model, settings, catalogue and GPU,
+never on the batch, so that a request's bits do not either; the batch only chooses how many requests
+a program groups (`GROUPS`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 MAX_HIDDEN = 16384
 MAX_DIM = 16384
 MAX_BEAMS = 1024
+LEAST_SHARED, MOST_SHARED = 99, 227  # kilobytes: RTX 30 to 50, L4, L40; H100, H200
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,19 @@ class Row:
     half: bool
     max_hidden: int
     max_beams: int
+    shared: int  # kilobytes of shared memory that the GPU offers a program, at least
     tiles: Tiles
     spills: str = ""  # why registers spill on compute capability 9.0, where they do
 
 
 # One line a row: its key, the numbers in the order of Tiles' fields, and why registers spill.
 _TILES = """
-weights  hidden beams   warps stages registers row_tile chunk fanout narrow select few pairs part tokens pool   n   k n_dense k_dense   spills
-half        512    64       8      3       255     4096    64     64      8    512 128    64  128     32  128 128 128     128     128   scalars and 64-bit keys of all levels live at once
-half      16384    64       8      3       255     8192    64     64      8   1024 128    64  128     32  128 128  64      64      64   scalars and 64-bit keys of all levels live at once
-half      16384  1024       8      3       255     8192    64     64      8   1024 128    64  128     32  128 128  64      64      64   scalars and 64-bit keys of all levels live at once
-float32   16384    64       8      2       255     8192    64     64      8   1024 128    64   64     32   64  64  32      64      32   scalars and 64-bit keys of all levels live at once
-float32   16384  1024       8      2       255     8192    64     64      8   1024 128    64   64     32   64  64  32      64      32   scalars and 64-bit keys of all levels live at once
+weights  hidden beams shared   warps stages registers row_tile chunk fanout narrow select few pairs part tokens pool   n   k n_dense k_dense   spills
+half        512    64    160       8      3       255     4096    64     64      8    512 128    64  128     32  128 128 128     128     128   scalars and 64-bit keys of all levels live at once
+half      16384  1024    160       8      3       255     8192    64     64      8   1024 128    64  128     32  128 128  64      64      64   scalars and 64-bit keys of all levels live at once
+float32   16384  1024    160       8      2       255     8192    64     64      8   1024 128    64   64     32   64  64  32      64      32   scalars and 64-bit keys of all levels live at once
+half      16384  1024     99       8      3       255     4096    32     32      8   1024 128    32  128     32  128  64  64      64      64   scalars and 64-bit keys of all levels live at once
+float32   16384  1024     99       8      2       255     4096    32     32      8   1024 128    32   64     32   64  64  32      64      32   scalars and 64-bit keys of all levels live at once
 """  # noqa: E501
 
 
@@ -80,10 +82,10 @@ def _parse(table: str) -> tuple[Row, ...]:
     rows = []
     for line in table.strip().splitlines()[1:]:
         weights, *words = line.split()
-        numbers = [int(word) for word in words[: 2 + len(dataclasses.fields(Tiles))]]
+        numbers = [int(word) for word in words[: 3 + len(dataclasses.fields(Tiles))]]
         reason = " ".join(words[len(numbers) :])
-        hidden, beams, *tiles = numbers
-        rows.append(Row(weights == "half", hidden, beams, Tiles(*tiles), reason))
+        hidden, beams, shared, *tiles = numbers
+        rows.append(Row(weights == "half", hidden, beams, shared, Tiles(*tiles), reason))
     return tuple(rows)
 
 
@@ -93,10 +95,14 @@ TABLE = _parse(_TILES)
 GROUPS: tuple[tuple[int, int], ...] = ((0, 1), (2, 2), (4, 4))
 
 
-def choose_tiles(half: bool, hidden: int, beams: int) -> Tiles:
-    """The first row of the table that fits; RuntimeError, as operators raise, where none does."""
+def choose_tiles(half: bool, hidden: int, beams: int, shared: int = MOST_SHARED) -> Tiles:
+    """The first row of the table that fits; RuntimeError, as operators raise, where none does.
+
+    shared: kilobytes of shared memory that the GPU offers a program.
+    """
     for row in TABLE:
-        if row.half == half and hidden <= row.max_hidden and beams <= row.max_beams:
+        fits = hidden <= row.max_hidden and beams <= row.max_beams and shared >= row.shared
+        if row.half == half and fits:
             return row.tiles
     raise RuntimeError(
         f"hidden_dim and num_beams: expected up to {MAX_HIDDEN} and {MAX_BEAMS} live beams, got "
@@ -116,9 +122,9 @@ def choose_group(batch: int, multiprocessors: int) -> int:
 def print_table() -> None:
     """The table as text."""
     names = [field.name for field in dataclasses.fields(Tiles)]
-    print(" ".join(f"{name:>10}" for name in ["weights", "hidden", "beams", *names]))
+    print(" ".join(f"{name:>10}" for name in ["weights", "hidden", "beams", "shared", *names]))
     for row in TABLE:
-        cells = ["half" if row.half else "float32", row.max_hidden, row.max_beams]
+        cells = ["half" if row.half else "float32", row.max_hidden, row.max_beams, row.shared]
         print(" ".join(f"{cell:>10}" for cell in [*cells, *dataclasses.astuple(row.tiles)]))
 
 
