@@ -34,7 +34,6 @@ TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
     "sm_86": (GPUTarget("cuda", 86, 32), 99 * 1024),
     "sm_100a": (GPUTarget("cuda", 100, 32), 227 * 1024),
-    "sm_120a": (GPUTarget("cuda", 120, 32), 99 * 1024),
 }
 
 

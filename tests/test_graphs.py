@@ -1,7 +1,8 @@
 """GraphDecoder: the bits of Recommender.decode_states from graphs of a few batch sizes.
 
 What surrounds a graph (padding, exclusions, which graph answers, when an old one goes) is tested on
-the CPU, with a graph that only calls the operator. Streams, captures and replays need a GPU.
+the CPU, with a graph that only calls the operator. Streams, captures and replays need a
+GPU: test_graphs_on_gpu.py.
 """
 
 from __future__ import annotations
@@ -14,80 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captured_graphs import (
+    TOKENS,
+    assert_same,
+    capture,
+    copied,
+    fields,
+    first_rows,
+    make,
+    make_model,
+    other_catalogue,
+    serve_while_swapping,
+)
 from torch import Tensor
 
-import sidmlp_kernels as sk
-from sidmlp_kernels import backends, graphs
-from sidmlp_kernels.serving_state import settings_of
-from sidmlp_kernels.testing import Problem, assert_results_equal, make_problem
-
-on_gpus = pytest.mark.parametrize(
-    "backend", [b.name for b in backends.BACKENDS if b.device_type == "cuda"], indirect=True
-)
-SIZES = (3, 8)
-TOKENS = 12
-CYCLES = 200_000_000  # about 0.1 s
-PUBLISHED: dict[str, Any] = {
-    "codes_per_level": (256,) * 4,
-    "dim": 128,
-    "attention_dim": 384,
-    "ffn_dim": 1024,
-    "hidden_dim": 512,
-    "tokens": 82,
-    "num_items": 5000,
-    "num_beams": 50,
-}
-
-
-def make(seed: int = 0, **options: Any) -> Problem:
-    return make_problem(seed=seed, **({"batch": 8, "tokens": TOKENS, "excluded": 6} | options))
-
-
-def make_model(problem: Problem, backend: str = "cpu", device: Any = "cpu") -> sk.Recommender:
-    return sk.Recommender(problem.student, problem.catalogue, None, device, "float32", backend)
-
-
-def other_catalogue(problem: Problem, number: int) -> sk.Catalogue:
-    """With other items in other places, and ids that no other catalogue has."""
-    sizes = problem.spec.codes_per_level
-    codes = np.random.default_rng(number).integers(0, sizes, (300, len(sizes)))
-    return sk.Catalogue.from_codes(codes, 10**6 * number + np.arange(300), sizes)
-
-
-def fields(recs: sk.Recommendations) -> tuple[Tensor, ...]:
-    return recs.items, recs.scores, recs.codes, recs.counts
-
-
-def assert_same(got: sk.Recommendations, wanted: sk.Recommendations, where: object = "") -> None:
-    assert_results_equal(fields(got), fields(wanted), where=where, wanted_is="decode_states'")
-    assert got.catalogue_version == wanted.catalogue_version, where
-
-
-def copied(recs: sk.Recommendations) -> sk.Recommendations:
-    return sk.Recommendations(*(t.clone() for t in fields(recs)), recs.catalogue_version)
-
-
-def run_threads(*targets: Any) -> None:
-    """Runs them at the same time; raises what the first of them raised."""
-    failures: list[BaseException] = []
-
-    def guarded(target: Any) -> None:
-        try:
-            target()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(target,)) for target in targets]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-        assert not thread.is_alive()
-    if failures:
-        raise failures[0]
-
-
-# -- without a GPU
+from sidmlp_kernels import graphs
 
 
 class FakeEvent:
@@ -132,13 +74,6 @@ def fake(monkeypatch) -> Iterator[list[FakeGraph]]:
     FakeGraph.made = []
     yield FakeGraph.made
     FakeGraph.made = []
-
-
-def capture(model: sk.Recommender, **options: Any) -> graphs.GraphDecoder:
-    """As model.capture, which refuses models on the CPU."""
-    settings = settings_of(model.defaults, options.pop("k", 10), 10, None, None, None)
-    arguments = {"batch_sizes": SIZES, "tokens": TOKENS, "states_dtype": None, "max_excluded": 0}
-    return graphs.GraphDecoder(model, settings, **(arguments | options))
 
 
 def test_models_on_the_cpu_have_no_graphs() -> None:
@@ -206,10 +141,6 @@ def test_states_with_gradients_and_inference_mode(fake) -> None:
     assert_same(got, first_rows(wanted, 4))
     assert not got.scores.requires_grad
     assert not fake[-1].inputs.states.requires_grad
-
-
-def first_rows(recs: sk.Recommendations, batch: int) -> sk.Recommendations:
-    return sk.Recommendations(*(t[:batch] for t in fields(recs)), recs.catalogue_version)
 
 
 def test_exclusions_are_ascending_and_filled_up_below_every_id() -> None:
@@ -396,281 +327,6 @@ def test_a_sequence_ends_with_the_event_even_when_it_fails(monkeypatch) -> None:
             assert steps == whole
 
 
-def serve_while_swapping(model: sk.Recommender, problem: Problem, streams: list[Any]) -> None:
-    """Threads decode, one for each stream, while this one swaps and changes stock; every answer
-    must be that of the version that it carries."""
-    catalogues = [other_catalogue(problem, number) for number in range(1, 4)]
-    place = model.device
-    requests = [problem.rows(torch.roll(torch.arange(8), n)[: 8 - n]) for n in range(len(streams))]
-    inputs = [(p.states.to(place), p.mask.to(place)) for p in requests]
-    wanted: list[dict[int, sk.Recommendations]] = []
-    for mine in inputs:
-        wanted.append({})
-        for catalogue in catalogues:
-            model.swap(catalogue)
-            wanted[-1][catalogue.version] = model.decode_states(*mine, num_beams=10)
-    decoder = capture(model)
-    answers: list[list[sk.Recommendations]] = [[] for _ in streams]
-    stop = threading.Event()
-
-    def serve(n: int) -> None:
-        with torch.cuda.stream(streams[n]):  # None: the thread's own
-            while not stop.is_set():
-                answers[n].append(decoder.decode_states(*inputs[n]))
-            if streams[n] is not None:
-                streams[n].synchronize()
-
-    def swap() -> None:
-        try:
-            for turn in range(24):
-                model.swap(catalogues[turn % 3])
-                seen = [len(mine) for mine in answers]
-                for _ in range(2000):  # until every thread has met this catalogue
-                    if all(len(a) > n + 1 for a, n in zip(answers, seen, strict=True)):
-                        break
-                    stop.wait(0.001)
-                if turn % 4 == 0:
-                    decoder.refresh()
-        finally:
-            stop.set()
-
-    run_threads(swap, *(lambda n=n: serve(n) for n in range(len(streams))))
-    for mine, right in zip(answers, wanted, strict=True):
-        assert {recs.catalogue_version for recs in mine} == set(right)
-        for number, recs in enumerate(mine):
-            assert_same(recs, right[recs.catalogue_version], f"answer {number}")
-
-
 def test_answers_are_of_the_version_they_carry(fake) -> None:
     problem = make(6)
     serve_while_swapping(make_model(problem), problem, [None, None])
-
-
-# -- on a GPU
-
-
-@on_gpus
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", ["small", "published"])
-def test_every_batch_has_the_bits_of_decode_states(backend, device, case: str, dtype: str) -> None:
-    problem = make(10, **(PUBLISHED if case == "published" else {}))
-    model = sk.Recommender(
-        problem.student, problem.catalogue, device=device, dtype=dtype, backend=backend
-    )
-    longest = problem.states.shape[1]
-    settings = {"k": 7, "num_beams": 20, "temperatures": [0.7] * len(problem.spec.codes_per_level)}
-    decoder = model.capture(
-        (1, 4, 8), longest, **settings, states_dtype="bfloat16", max_excluded=30
-    )
-    states, mask = problem.states.to(device, torch.bfloat16), problem.mask.to(device)
-    for batch in (8, 0, 1, 2, 7, 3, 4, 5, 6, 8):
-        for tokens in (longest, longest // 2, 0, longest):
-            for exclude in (problem.exclude[:batch], None):
-                arguments = states[:batch, :tokens], mask[:batch, :tokens]
-                got = decoder.decode_states(*arguments, exclude=exclude)
-                wanted = model.decode_states(*arguments, **settings, exclude=exclude)
-                assert_same(got, wanted, f"{batch} requests of {tokens} tokens")
-                assert got.items.device == states.device
-
-
-@on_gpus
-def test_replays_leave_earlier_results_alone(backend, device) -> None:
-    problem = make(11)
-    model = make_model(problem, backend, device)
-    decoder = model.capture(SIZES, TOKENS, num_beams=10)
-    kept = []
-    for turn in range(10):
-        rows = torch.roll(torch.arange(8), turn)
-        inputs = problem.states[rows].to(device), problem.mask[rows].to(device)
-        recs = decoder.decode_states(*inputs)
-        kept.append((recs, model.decode_states(*inputs, num_beams=10)))
-        for tensor in inputs:
-            tensor.zero_()  # after the call they are the caller's again
-    for turn, (recs, wanted) in enumerate(kept):
-        assert_same(recs, wanted, f"turn {turn}")
-
-
-@on_gpus
-def test_swaps_and_stock_between_replays(backend, device) -> None:
-    problem = make(12)
-    model = make_model(problem, backend, device)
-    decoder = model.capture(SIZES, TOKENS, num_beams=10)
-    inputs = problem.states.to(device), problem.mask.to(device)
-    for turn in range(6):
-        recs = decoder.decode_states(*inputs)
-        assert_same(recs, model.decode_states(*inputs, num_beams=10), f"turn {turn}")
-        if turn % 2:
-            model.swap(other_catalogue(problem, turn))
-        else:
-            best = recs.items[:, 0].unique().cpu().numpy()
-            model.set_available(best, False)
-            after = decoder.decode_states(*inputs)
-            assert not np.isin(after.items.cpu(), best).any()
-            assert_same(after, model.decode_states(*inputs, num_beams=10), f"stock, turn {turn}")
-        if turn % 3 == 0:
-            decoder.refresh()
-
-
-@on_gpus
-def test_swaps_during_replays(backend, device) -> None:
-    problem = make(13)
-    model = make_model(problem, backend, device)
-    serve_while_swapping(model, problem, [torch.cuda.Stream(device) for _ in range(2)])
-
-
-@on_gpus
-def test_the_current_stream_is_used_and_nothing_waits(backend, device) -> None:
-    problem = make(14)
-    model = make_model(problem, backend, device)
-    decoder = model.capture(SIZES, TOKENS, num_beams=10, max_excluded=30)
-    real, mask = problem.states.to(device), problem.mask.to(device)
-    wanted = model.decode_states(real, mask, num_beams=10, exclude=problem.exclude)
-    states = torch.zeros_like(real)
-    decoder.decode_states(states, mask, exclude=problem.exclude)  # pins its first memory
-    torch.cuda.synchronize()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        torch.cuda._sleep(CYCLES)
-        states.copy_(real)
-        got = decoder.decode_states(states, mask, exclude=problem.exclude)
-        assert not side.query(), "the decoder waited for the device"
-    side.synchronize()
-    assert_same(got, wanted)
-
-
-@on_gpus
-def test_a_second_stream_waits_for_the_first(backend, device) -> None:
-    """The first is held up, so a second that did not wait would use the buffers before it."""
-    problem = make(15)
-    model = make_model(problem, backend, device)
-    decoder = model.capture(SIZES, TOKENS, num_beams=10)
-    inputs = [
-        (problem.states.roll(n, 0).to(device), problem.mask.roll(n, 0).to(device)) for n in (0, 3)
-    ]
-    wanted = [model.decode_states(*mine, num_beams=10) for mine in inputs]
-    streams = [torch.cuda.Stream() for _ in inputs]
-    torch.cuda.synchronize()
-    got = []
-    for stream, mine in zip(streams, inputs, strict=True):
-        with torch.cuda.stream(stream):
-            if not got:
-                torch.cuda._sleep(CYCLES)
-            got.append(decoder.decode_states(*mine))
-    assert not streams[1].query()
-    torch.cuda.synchronize()
-    for recs, right in zip(got, wanted, strict=True):
-        assert_same(recs, right)
-
-
-@on_gpus
-def test_two_threads_on_two_streams(backend, device) -> None:
-    problem = make(16, **PUBLISHED)
-    model = make_model(problem, backend, device)
-    decoder = model.capture(SIZES, 82, num_beams=10, max_excluded=30)
-    requests = [problem.rows(range(8)), problem.rows([5, 2, 7, 0, 1])]  # in one graph
-    inputs = [(p.states.to(device), p.mask.to(device), p.exclude) for p in requests]
-    wanted = [model.decode_states(*mine[:2], num_beams=10, exclude=mine[2]) for mine in inputs]
-    torch.cuda.synchronize()
-
-    def serve(n: int) -> None:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            answers = [decoder.decode_states(*inputs[n]) for _ in range(300)]
-            for number, recs in enumerate(answers):
-                assert_same(recs, wanted[n], f"thread {n}, answer {number}")
-
-    run_threads(lambda: serve(0), lambda: serve(1))
-
-
-@on_gpus
-def test_old_graphs_stay_until_their_last_replay_ended(backend, device) -> None:
-    problem = make(17)
-    model = make_model(problem, backend, device)
-    decoder = model.capture(SIZES, TOKENS, num_beams=10)
-    inputs = problem.states.to(device), problem.mask.to(device)
-    wanted = model.decode_states(*inputs, num_beams=10)
-    torch.cuda.synchronize()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        torch.cuda._sleep(CYCLES)
-        late = decoder.decode_states(*inputs)
-    model.swap(other_catalogue(problem, 1))
-    assert_same(decoder.decode_states(*inputs), model.decode_states(*inputs, num_beams=10))
-    assert [len(graph._inputs.mask) for graph in decoder._retired] == [8], "still to be replayed"
-    side.synchronize()
-    decoder.decode_states(*inputs)
-    assert decoder._retired == []
-    assert_same(late, wanted)
-
-
-@on_gpus
-def test_two_decoders_of_one_gpu(backend, device) -> None:
-    """One captures again and again while the other replays."""
-    problem = make(18)
-    inputs = problem.states.to(device), problem.mask.to(device)
-    models = [make_model(make(18), backend, device) for _ in range(2)]
-    decoders = [model.capture(SIZES, TOKENS, num_beams=10) for model in models]
-    right = models[0].decode_states(*inputs, num_beams=10)
-    torch.cuda.synchronize()
-
-    def replay() -> None:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            for _ in range(300):
-                assert_same(decoders[0].decode_states(*inputs), right)
-
-    def capture_again() -> None:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            for turn in range(20):
-                models[1].swap(other_catalogue(problem, turn + 1))
-                decoders[1].refresh()
-                got = decoders[1].decode_states(*inputs)
-                assert_same(got, models[1].decode_states(*inputs, num_beams=10))
-
-    run_threads(replay, capture_again)
-
-
-@on_gpus
-def test_inference_mode_on_a_gpu(backend, device) -> None:
-    problem = make(19)
-    model = make_model(problem, backend, device)
-    inputs = problem.states.to(device), problem.mask.to(device)
-    wanted = model.decode_states(*inputs, num_beams=10)
-    with torch.inference_mode():
-        decoder = model.capture(SIZES, TOKENS, num_beams=10)
-        assert_same(decoder.decode_states(*inputs), wanted)
-    assert_same(decoder.decode_states(*inputs), wanted)
-
-
-@on_gpus
-def test_a_decoder_that_goes_while_it_works(backend, device) -> None:
-    problem = make(20)
-    model = make_model(problem, backend, device)
-    inputs = problem.states.to(device), problem.mask.to(device)
-    wanted = model.decode_states(*inputs, num_beams=10)
-    decoder = model.capture(SIZES, TOKENS, num_beams=10)
-    torch.cuda._sleep(CYCLES)
-    got = decoder.decode_states(*inputs)
-    del decoder
-    assert_same(got, wanted)
-
-
-@on_gpus
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_another_device_than_the_current_one(backend) -> None:
-    problem = make(21)
-    models = [make_model(problem, backend, f"cuda:{i}") for i in (0, 1)]
-    decoders = [model.capture(SIZES, TOKENS, num_beams=10, max_excluded=30) for model in models]
-    for batch in (8, 2, 5):
-        for current in (0, 1):
-            with torch.cuda.device(current):
-                for model, decoder in zip(models, decoders, strict=True):
-                    inputs = [t[:batch].to(model.device) for t in (problem.states, problem.mask)]
-                    exclude = problem.exclude[:batch]
-                    got = decoder.decode_states(*inputs, exclude=exclude)
-                    assert got.items.device == model.device
-                    wanted = model.decode_states(*inputs, num_beams=10, exclude=exclude)
-                    assert_same(got, wanted, f"{model.device}, current cuda:{current}")
-                    assert torch.cuda.current_device() == current
-    models[1].swap(other_catalogue(problem, 1))
-    inputs = [tensor.to("cuda:1") for tensor in (problem.states, problem.mask)]
-    assert_same(decoders[1].decode_states(*inputs), models[1].decode_states(*inputs, num_beams=10))
-    assert torch.cuda.current_device() == 0

@@ -35,7 +35,7 @@ from sidmlp_kernels.ops.triton import tiles
 SPILLS_OF = "3.6"  # Triton's version; another compiler allocates other registers
 ROWS = list(enumerate(tiles.TABLE))
 # What the rows for so much shared memory (kilobytes) are compiled for.
-ARCHITECTURES = {160: ("sm_90a", "sm_80"), 99: ("sm_86", "sm_100a", "sm_120a")}
+ARCHITECTURES = {160: ("sm_90a", "sm_80"), 99: ("sm_86", "sm_100a")}
 HALF_ROW, FLOAT_ROW = (
     next(number for number, row in ROWS if row.half is half) for half in (True, False)
 )
@@ -77,9 +77,9 @@ def recorded() -> Iterator[tuple[int, str, Launch, Sequence[str]]]:
         where = ARCHITECTURES[row.shared]
         beams, dtype, shared = row.max_beams, dtype_of(number), row.shared
         usual, widest = published(usual_width(number)), published(row.max_hidden)
-        launches = record(usual, dtype, num_beams=beams, shared=shared)
-        if row.shared == tiles.LEAST_SHARED:
-            del launches["beam_decode"]
+        every = ("beam_decode", "decode_states", "context_readout", "level_logits")
+        names = ("decode_states",) if row.shared == tiles.LEAST_SHARED else every
+        launches = record(usual, dtype, num_beams=beams, shared=shared, operators=names)
         for name, launch in launches.items():
             yield number, f"{name}, hidden {usual.hidden_dim}", launch, where
         if widest == usual:
