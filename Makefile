@@ -43,6 +43,7 @@ lint: $(BUILT) $(TEST) $(LINT)
 	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(CLANG_FORMAT) --dry-run --Werror
 	$(PY) -m mypy
 	$(PY) benchmarks/make_tables.py --check README.md
+	$(PY) benchmarks/make_tables.py --check docs/kernels.md
 
 format: $(BUILT) $(LINT)
 	$(PY) -m ruff check --fix .
@@ -54,6 +55,7 @@ benchmark: $(BUILT) $(TEST)
 	$(PY) benchmarks/bench_catalogue.py
 	$(PY) benchmarks/plot_results.py
 	$(PY) benchmarks/make_tables.py --update README.md
+	$(PY) benchmarks/make_tables.py --update docs/kernels.md
 
 # Tensors in allocations of their own, so that a read beyond one is seen. The tools slow kernels down
 # many times, hence another time limit.

@@ -17,16 +17,6 @@ from sidmlp_kernels.testing import Problem, assert_results_equal, make_problem
 SIZES = (3, 8)
 TOKENS = 12
 CYCLES = 200_000_000  # about 0.1 s
-PUBLISHED: dict[str, Any] = {
-    "codes_per_level": (256,) * 4,
-    "dim": 128,
-    "attention_dim": 384,
-    "ffn_dim": 1024,
-    "hidden_dim": 512,
-    "tokens": 82,
-    "num_items": 5000,
-    "num_beams": 50,
-}
 
 
 def make(seed: int = 0, **options: Any) -> Problem:

@@ -21,6 +21,16 @@ from sidmlp_kernels.testing import PackedModel, Problem, exclude_tensors, roundi
 from sidmlp_kernels.trie import host_library
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PUBLISHED: dict[str, Any] = {  # sizes for make_problem
+    "codes_per_level": (256,) * 4,
+    "dim": 128,
+    "attention_dim": 384,
+    "ffn_dim": 1024,
+    "hidden_dim": 512,
+    "tokens": 82,
+    "num_items": 5000,
+    "num_beams": 50,
+}
 ISAS = ("plain", "avx2", "avx512")
 
 GPU_BACKENDS = [backend.name for backend in backends.BACKENDS if backend.device_type == "cuda"]

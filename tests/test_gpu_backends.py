@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import DTYPES, FLOAT32_ACTIVATIONS, GPU_BACKENDS, require_sizes
+from parity import DTYPES, FLOAT32_ACTIVATIONS, GPU_BACKENDS, PUBLISHED, require_sizes
 from torch import Tensor
 from torch.autograd import DeviceType
 
@@ -38,18 +38,7 @@ as_the_cpu = pytest.mark.parametrize(
 TOLERANCE = 5e-5
 
 SIZES: dict[str, dict[str, Any]] = {
-    "published": {
-        "codes_per_level": (256,) * 4,
-        "dim": 128,
-        "attention_dim": 384,
-        "ffn_dim": 1024,
-        "hidden_dim": 512,
-        "tokens": 82,
-        "num_items": 5000,
-        "num_beams": 50,
-        "k": 10,
-        "excluded": 30,
-    },
+    "published": {**PUBLISHED, "k": 10, "excluded": 30},
     "one level": {"codes_per_level": (40,), "num_items": 90},
     "eight levels": {"codes_per_level": (3, 2, 4, 2, 3, 2, 5, 2), "num_items": 700},
     "wide": {"dim": 1024, "hidden_dim": 2048, "blocks_per_head": 3, "num_heads": 16, "batch": 2},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import GPU_BACKENDS, require_sizes
+from parity import GPU_BACKENDS, PUBLISHED, require_sizes
 from torch import Tensor
 
 from sidmlp_kernels.ops.library import Results
@@ -21,18 +21,7 @@ pytestmark = pytest.mark.parametrize("backend", GPU_BACKENDS, indirect=True)
 
 # With scratch in shared memory, and with more than a multiprocessor holds.
 SIZES: dict[str, dict[str, Any]] = {
-    "published": {
-        "codes_per_level": (256,) * 4,
-        "dim": 128,
-        "attention_dim": 384,
-        "ffn_dim": 1024,
-        "hidden_dim": 512,
-        "tokens": 82,
-        "num_items": 5000,
-        "num_beams": 50,
-        "k": 10,
-        "excluded": 30,
-    },
+    "published": {**PUBLISHED, "k": 10, "excluded": 30},
     "600 beams": {"codes_per_level": (40, 40, 40), "num_items": 5000, "num_beams": 600},
 }
 TURNS = 30  # enough that launches of two streams meet

@@ -7,7 +7,6 @@ import pytest
 import torch
 from captured_graphs import (
     CYCLES,
-    PUBLISHED,
     SIZES,
     TOKENS,
     assert_same,
@@ -17,6 +16,7 @@ from captured_graphs import (
     run_threads,
     serve_while_swapping,
 )
+from parity import PUBLISHED
 
 import sidmlp_kernels as sk
 from sidmlp_kernels import backends
