@@ -139,13 +139,18 @@ class DecodePlan:
         )
 
     def prepare(self) -> None:
-        """Compiles what a decode needs, where the backend compiles at all; see `BoundPlan`."""
+        """Compiles `decode_states` for states in the dtype of the weights, where the backend
+        compiles at all; the rest is compiled at its first call."""
         if self._bound is not None:
             self._bound.decode.prepare()
 
     def _note_stream(self) -> None:
         """Tells torch's allocator which streams read the weights and the catalogue, once each: what
-        a swap frees must not be handed out again while a decode on another stream is under way."""
+        a swap frees must not be handed out again while a decode on another stream is under way.
+
+        Not in compiled code (torch.compile), which cannot call the allocator: whoever compiles a
+        call and runs it on a side stream synchronises that stream before a swap.
+        """
         device = self.packed.device
         if device.type != "cuda" or torch.compiler.is_compiling():
             return

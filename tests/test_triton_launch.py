@@ -14,7 +14,9 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install triton", allow_module_level=True)
 
+from sidmlp_kernels import Recommender
 from sidmlp_kernels.ops.triton import bound, launch
+from sidmlp_kernels.plan import DecodePlan
 from sidmlp_kernels.testing import make_problem
 
 
@@ -58,7 +60,10 @@ def test_threads_that_load_at_once_get_a_loaded_kernel(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("sizes", "named"),
-    [({"num_beams": 2000, "num_items": 9000, "codes_per_level": (64,) * 3}, "num_beams")],
+    [
+        ({"num_beams": 2000, "num_items": 9000, "codes_per_level": (64,) * 3}, "num_beams"),
+        ({"dim": 16400, "attention_dim": 16, "ffn_dim": 16, "num_heads": 1}, "dim"),
+    ],
 )
 def test_sizes_beyond_the_limits_are_a_runtime_error(sizes: dict[str, Any], named: str) -> None:
     problem = make_problem(**sizes)
@@ -67,3 +72,32 @@ def test_sizes_beyond_the_limits_are_a_runtime_error(sizes: dict[str, Any], name
     arguments = (list(packed.readout), *plan._heads_catalogue, plan._decode_args)
     with pytest.raises(RuntimeError, match=named):
         bound.BoundPlan(*arguments, torch.device("cpu"))
+
+
+def test_a_recommender_compiles_before_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prepare` binds the very kernel that a call with aligned states then launches."""
+    made: list[object] = []
+
+    class Recorded:
+        def __init__(self, kernel: object, *_: Any, **__: Any) -> None:
+            made.append(kernel)
+
+        def launch(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(bound, "BoundKernel", Recorded)
+    problem = make_problem(batch=3, excluded=4)
+    plan, packed = problem.plan("cpu"), problem.packed()
+    arguments = (list(packed.readout), *plan._heads_catalogue, plan._decode_args)
+    ours = bound.BoundPlan(*arguments, torch.device("cpu"))
+    ours.decode.prepare()
+    assert len(made) == 1
+    ours.decode.decode_states(problem.states, problem.mask)
+    ours.decode.decode_states(problem.states[:1], problem.mask[:1].clone())
+    assert len(made) == 1
+    prepared: list[DecodePlan] = []
+    monkeypatch.setattr(DecodePlan, "prepare", lambda plan: prepared.append(plan))
+    model = Recommender(problem.student, problem.catalogue, device="cpu")
+    found = model.decode_states(problem.states, problem.mask, k=5, num_beams=10)
+    assert len(prepared) == 1
+    assert found.catalogue_version == prepared[0].snapshot.version

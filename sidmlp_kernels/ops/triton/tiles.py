@@ -63,7 +63,7 @@ class Row:
     max_beams: int
     shared: int  # kilobytes of shared memory that the GPU offers a program, at least
     tiles: Tiles
-    spills: str = ""  # why registers spill on compute capability 9.0, where they do
+    spills: str = ""  # why registers spill, where they do
 
 
 # One line a row: its key, the numbers in the order of Tiles' fields, and why registers spill.
@@ -105,8 +105,9 @@ def choose_tiles(half: bool, hidden: int, beams: int, shared: int = MOST_SHARED)
         if row.half == half and fits:
             return row.tiles
     raise RuntimeError(
-        f"hidden_dim and num_beams: expected up to {MAX_HIDDEN} and {MAX_BEAMS} live beams, got "
-        f"{hidden} and {beams}; use another backend"
+        f"hidden_dim and num_beams: expected up to {MAX_HIDDEN} and {MAX_BEAMS} live beams on a "
+        f"GPU with {LEAST_SHARED} KB of shared memory, got {hidden} and {beams} ({shared} KB); use "
+        "another backend"
     )
 
 
@@ -125,7 +126,10 @@ def print_table() -> None:
     print(" ".join(f"{name:>10}" for name in ["weights", "hidden", "beams", "shared", *names]))
     for row in TABLE:
         cells = ["half" if row.half else "float32", row.max_hidden, row.max_beams, row.shared]
-        print(" ".join(f"{cell:>10}" for cell in [*cells, *dataclasses.astuple(row.tiles)]))
+        print(
+            " ".join(f"{cell:>10}" for cell in [*cells, *dataclasses.astuple(row.tiles)]),
+            row.spills,
+        )
 
 
 if __name__ == "__main__":
