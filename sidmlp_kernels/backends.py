@@ -140,7 +140,11 @@ BACKENDS = (
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names of the backends that run here, best first."""
+    """Names of the backends that run here, best first.
+
+    Asks the current GPU for its compute capability, which initialises CUDA in this process; a
+    program that forks workers asks afterwards, in the workers.
+    """
     return tuple(backend.name for backend in BACKENDS if not backend.why_not(Sizes()))
 
 
