@@ -17,6 +17,7 @@ from torch import Tensor
 from sidmlp_kernels.catalogue import CatalogueSnapshot
 from sidmlp_kernels.ops.library import Results, operator
 from sidmlp_kernels.packing import PackedWeights
+from sidmlp_kernels.tracing import traced
 
 if TYPE_CHECKING:
     from sidmlp_kernels.ops.triton.bound import BoundPlan
@@ -25,8 +26,9 @@ ISAS = ("auto", "plain", "avx2", "avx512")
 
 # A level is dense where a node continues with more than this share of all codes: a dense tile reads
 # each weight row once for several beams, a sparse one computes fewer logits. Tensor cores make
-# dense tiles cheap, so Triton takes them early.
-DENSE_FAN_OUT = {"cpu": 0.5, "cuda": 0.5, "triton": 0.03}
+# dense tiles cheap, so they are taken early where there are some.
+DENSE_FAN_OUT = {"cpu": 0.5, "cuda": 0.03, "triton": 0.03}
+_DENSE_FAN_OUT_CUDA_FLOAT32 = 0.5
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class DecodePlan:
             bound = BoundPlan(self._readout, *tensors, arguments, packed.device)
         object.__setattr__(self, "_bound", bound)
 
+    @traced("plan.decode_states")
     def decode_states(
         self,
         states: Tensor,
@@ -114,6 +117,7 @@ class DecodePlan:
             *self._decode_args,
         )
 
+    @traced("plan.beam_decode")
     def beam_decode(
         self,
         context: Tensor,
@@ -128,6 +132,7 @@ class DecodePlan:
             context, *self._heads_catalogue, exclude_ids, exclude_offsets, *self._decode_args
         )
 
+    @traced("plan.context_readout")
     def context_readout(self, states: Tensor, mask: Tensor) -> Tensor:
         """states [B, T, D], mask bool [B, T] -> context float32 [B, D]."""
         self._note_stream()
@@ -196,6 +201,9 @@ def make_plan(
     set to force: "plain", "avx2", "avx512" (the operator raises RuntimeError where it is missing).
     """
     levels = []
+    most_sparse = DENSE_FAN_OUT[backend]
+    if backend == "cuda" and packed.dtype == torch.float32:
+        most_sparse = _DENSE_FAN_OUT_CUDA_FLOAT32
     statistics = snapshot.statistics()
     for i, (codes, level) in enumerate(
         zip(packed.spec.codes_per_level, statistics.levels, strict=True)
@@ -206,7 +214,7 @@ def make_plan(
             dense, reason = True, "codebook mode normalises over all codes"
         else:
             share = level.mean_children / codes
-            dense = share > DENSE_FAN_OUT[backend]
+            dense = share > most_sparse
             reason = f"a node continues with {share:.1%} of the codes"
         levels.append(
             LevelPlan(

@@ -9,6 +9,7 @@
 #include "cuda/launch.h"
 #include "cuda/launch_shape.h"
 #include "cuda/readout.cuh"
+#include "cuda/sm90/shape.h"
 
 namespace sidmlp::cuda {
 
@@ -89,12 +90,18 @@ BeamDecodeLayout layout_of(const BeamDecodeProblem& problem) {
 }  // namespace
 
 cudaError_t prepare(BeamDecode& op) {
+  if (sm90::why_not(op.problem) == nullptr) {
+    op.shape = {0, 0};  // sm90 shapes its own launch and needs no workspace
+    return cudaSuccess;
+  }
   op.layout = layout_of(op.problem);
   return shape_launch(kernel_of(op.problem.heads.dtype), op.layout.footprint, op.problem.batch,
                       op.shape);
 }
 
 cudaError_t launch(const BeamDecode& op, void* workspace, cudaStream_t stream) {
+  if (sm90::why_not(op.problem) == nullptr)
+    return sm90::launch(op.problem, sm90::shape_of(op.problem), stream);
   return launch_kernel(kernel_of(op.problem.heads.dtype), op.problem, op.layout, op.shape,
                        workspace, stream);
 }

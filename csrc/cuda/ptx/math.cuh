@@ -1,0 +1,34 @@
+// Fast functions of the multiprocessor's special unit, and loads that bypass the first-level cache:
+// one PTX instruction a function.
+#pragma once
+
+#include <cstdint>
+
+namespace sidmlp::cuda::ptx {
+
+__device__ __forceinline__ float tanh(float x) {  // relative error below 2^-11
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float exp2(float x) {  // two units in the last place
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {  // one unit in the last place
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 16 bytes of a matrix that is read once by this block; the memory is not written meanwhile.
+__device__ __forceinline__ uint4 load_once(const void* pointer) {
+  uint4 x;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(pointer));
+  return x;
+}
+
+}  // namespace sidmlp::cuda::ptx

@@ -1,0 +1,98 @@
+// Leaves become items: availability, exclusion, several items on one leaf.
+#pragma once
+
+#include "cuda/sm90/hidden.cuh"
+
+namespace sidmlp::cuda::sm90 {
+
+// The item ids that one request must not be given, ascending; in shared memory, since only the last
+// level reads it.
+struct Exclusion {
+  const int64_t* begin;
+  const int64_t* end;
+};
+
+// Offsets are device data that nobody has checked, so they are clamped.
+__device__ __forceinline__ Exclusion exclusion_of(const BeamDecodeProblem& problem,
+                                                  int64_t request) {
+  const ExcludeView& view = problem.exclude;
+  if (view.ids == nullptr) return {nullptr, nullptr};
+  const int64_t total = problem.num_excluded;
+  const int64_t from = min(max(view.offsets[request], int64_t{0}), total);
+  return {view.ids + from, view.ids + min(max(view.offsets[request + 1], from), total)};
+}
+
+__device__ __forceinline__ bool item_allowed(const TrieView& trie, const Exclusion& exclusion,
+                                             int32_t slot) {
+  if (!__ldg(trie.leaf_available + slot)) return false;
+  const int64_t *low = exclusion.begin, *high = exclusion.end;
+  if (low == high) return true;
+  const int64_t item = __ldg(trie.leaf_item_ids + slot);
+  while (low < high) {
+    const int64_t* middle = low + (high - low) / 2;
+    if (*middle < item) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low == exclusion.end || *low != item;
+}
+
+__device__ __forceinline__ bool leaf_allowed(const TrieView& trie, const Exclusion& exclusion,
+                                             int32_t leaf) {
+  const int32_t end = __ldg(trie.leaf_begin + leaf + 1);
+  for (int32_t slot = __ldg(trie.leaf_begin + leaf); slot < end; ++slot) {
+    if (item_allowed(trie, exclusion, slot)) return true;
+  }
+  return false;
+}
+
+// One request's row of the result by one warp: items of `count` leaves, best leaf first and in
+// catalogue order inside a leaf, cut at k; the rest is padding.
+__device__ __forceinline__ void write_items(const BeamDecodeProblem& problem,
+                                            const Exclusion& exclusion, int64_t request, int count,
+                                            const float* score, const int32_t* leaf,
+                                            const uint4* prefix) {
+  const TrieView& trie = problem.trie;
+  const int k = problem.config.k, levels = trie.num_levels, lane = lane_index();
+  int64_t* items = problem.result.items + request * k;
+  float* scores = problem.result.scores + request * k;
+  int32_t* codes = problem.result.codes + request * k * levels;
+  int total = 0;
+  for (int base = 0; base < count && total < k; base += kWarp) {
+    const int i = base + lane;
+    int32_t slot = 0, end = 0;
+    if (i < count) {
+      slot = __ldg(trie.leaf_begin + leaf[i]);
+      end = __ldg(trie.leaf_begin + leaf[i] + 1);
+    }
+    int own = 0;  // items that this leaf may emit, at most k
+    for (int32_t s = slot; s < end && own < k; ++s) own += item_allowed(trie, exclusion, s);
+    int sum = own;
+#pragma unroll
+    for (int distance = 1; distance < kWarp; distance *= 2) {
+      const int other = __shfl_up_sync(kAllLanes, sum, distance);
+      if (lane >= distance) sum += other;
+    }
+    int at = total + sum - own;
+    for (int32_t s = slot; s < end && at < k; ++s) {
+      if (!item_allowed(trie, exclusion, s)) continue;
+      items[at] = __ldg(trie.leaf_item_ids + s);
+      scores[at] = score[i];
+      const Prefix own_codes{prefix[i]};
+      for (int j = 0; j < levels; ++j)
+        codes[static_cast<int64_t>(at) * levels + j] = own_codes.code(j);
+      ++at;
+    }
+    total = min(total + __shfl_sync(kAllLanes, sum, kWarp - 1), k);
+  }
+  for (int i = total + lane; i < k; i += kWarp) {
+    items[i] = -1;
+    scores[i] = -INFINITY;
+    for (int j = 0; j < levels; ++j) codes[static_cast<int64_t>(i) * levels + j] = -1;
+  }
+  if (lane == 0) problem.result.counts[request] = total;
+}
+
+}  // namespace sidmlp::cuda::sm90
