@@ -35,17 +35,15 @@ __device__ __forceinline__ uint32_t peer_address(const void* own, uint32_t rank)
   return address;
 }
 
+__device__ __forceinline__ void store_peer(uint32_t address, uint32_t x) {
+  asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
 __device__ __forceinline__ void store_peer(uint32_t address, float x) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
 }
 __device__ __forceinline__ void store_peer(uint32_t address, const float4& x) {
   asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x),
                "f"(x.y), "f"(x.z), "f"(x.w)
-               : "memory");
-}
-__device__ __forceinline__ void store_peer(uint32_t address, const uint4& x) {
-  asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x),
-               "r"(x.y), "r"(x.z), "r"(x.w)
                : "memory");
 }
 __device__ __forceinline__ void store_peer(uint32_t address, BeamKey key) {

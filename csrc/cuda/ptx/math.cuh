@@ -31,4 +31,13 @@ __device__ __forceinline__ uint4 load_once(const void* pointer) {
   return x;
 }
 
+// Not moved out of loops, where it would hold registers.
+__device__ __forceinline__ float4 load_here(const float* pointer) {
+  float4 x;
+  asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "l"(pointer));
+  return x;
+}
+
 }  // namespace sidmlp::cuda::ptx

@@ -37,4 +37,14 @@ __device__ __forceinline__ void mma<__half>(float (&sum)[4], uint32_t a0, uint32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Four 8 x 8 matrices of 16-bit elements from shared memory: lanes 8i .. 8i + 7 hold the addresses of
+// the rows of matrix i, 16 bytes each. With rows 0-7 and 8-15 of k 0-7, then of k 8-15, these are the
+// registers a0 .. a3 of mma.
+__device__ __forceinline__ void load_matrices(uint32_t (&a)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(address)
+               : "memory");
+}
+
 }  // namespace sidmlp::cuda::ptx

@@ -14,45 +14,24 @@
 
 namespace sidmlp::cuda::sm90 {
 
-// In shared memory, best beam first; those of even and odd levels apart.
-struct Beams {
-  float* score;
-  int32_t* node;
-  int32_t* first_child;
-  int32_t* children;
-  uint4* prefix;
-
-  __device__ Beams(char* memory, int beams, int level) {
-    memory += (level % 2) * beams * 32;
-    prefix = reinterpret_cast<uint4*>(memory);
-    score = reinterpret_cast<float*>(prefix + beams);
-    node = reinterpret_cast<int32_t*>(score + beams);
-    first_child = node + beams;
-    children = first_child + beams;
-  }
-};
-
-// A beam whose logits are a row of the dense product.
-struct Row {
-  int rank;
-  int key;  // where its first child's key goes
-};
-
 struct BeamState {  // in shared memory
-  Row rows[kMaxRows];
-  Exclusion exclusion;
+  int first_key[kMaxBeams + 1];  // where the keys of each beam's children go; at the end their sum
+  int heads[kMaxBeams];          // ranks of the beams that need a head, ascending
+  int num_heads;
   int broken;         // a score or a logit is not finite: no items
   int num_survivors;  // of TopK
+  Exclusion exclusion;
 };
 
-// Beams [begin, end) whose candidates are collected at once.
+// Beams whose keys are collected at once: ranks [begin, end), of which [first_head, last_head) of
+// `heads` need one. Their keys are stored from `kept` on.
 struct Pass {
-  int end;
-  int keys;  // of their children
-  int rows;  // that the largest share of a team computes
+  int begin, end;
+  int first_head, last_head;
+  int kept;
 };
 
-template <class W, int kVectors>
+template <class W, int kVectors, bool kFull>
 struct Search {
   const BeamDecodeProblem& problem;
   const Shape& shape;
@@ -62,13 +41,14 @@ struct Search {
   const float* first;  // of the current request: context parts of the first layers, [L * H]
 
   __device__ const TrieView& trie() const { return problem.trie; }
-  __device__ int hidden() const { return problem.heads.hidden_dim; }
-  __device__ int team_rank() const { return static_cast<int>(block) % shape.team; }
-  __device__ Beams beams(int level) const {
-    return Beams(memory + shape.beam_state, shape.beams, level);
+  __device__ int hidden() const { return kFull ? 8 * kWarp * kVectors : problem.heads.hidden_dim; }
+  __device__ int team() const { return 1 << shape.team_shift; }
+  __device__ int team_rank() const { return static_cast<int>(block) & (team() - 1); }
+  __device__ Beam* beams(int level) const {
+    return reinterpret_cast<Beam*>(memory + shape.beam_state) + level % 2 * shape.beams;
   }
   __device__ BeamKey* keys(int level) const {
-    const int buffer = shape.team > 1 ? level % 2 : 0;
+    const int buffer = shape.team_shift > 0 ? level % 2 : 0;
     return reinterpret_cast<BeamKey*>(memory + shape.keys) + buffer * shape.key_capacity;
   }
   __device__ TopK top() const {
@@ -85,7 +65,7 @@ struct Search {
       return;
     }
     const uint32_t first = block - static_cast<uint32_t>(team_rank());
-    for (int i = 0; i < shape.team; ++i) ptx::store_peer(ptx::peer_address(place, first + i), key);
+    for (int i = 0; i < team(); ++i) ptx::store_peer(ptx::peer_address(place, first + i), key);
   }
 
   __device__ __forceinline__ BeamKey candidate(int level, float score,
@@ -100,9 +80,9 @@ struct Search {
   __device__ __forceinline__ void offer_children(int level, int rank,
                                                  int key, const float* logits, bool listed,
                                                  bool shared) const {
-    const Beams from = beams(level);
-    const int lane = lane_index(), count = from.children[rank];
-    const int first_child = from.first_child[rank];
+    const Beam* from = beams(level);
+    const int lane = lane_index(), count = from[rank].children;
+    const int first_child = from[rank].first_child;
     const int16_t* codes = trie().codes[level] + first_child;
     const float temperature = problem.config.temperature[level];
     const bool over_codes = problem.config.codebook;
@@ -137,7 +117,7 @@ struct Search {
     }
     const float log_total = __logf(warp_sum(total));
     finite = __all_sync(kAllLanes, finite);
-    const float score = from.score[rank], weight = problem.config.level_weight[level];
+    const float score = from[rank].score, weight = problem.config.level_weight[level];
     for (int j = lane; j < count; j += kWarp) {
       const float logit = j < kWarp ? own : logit_of(j);
       const float log_probability = fmaxf((logit - largest) - log_total, -kLargestFinite);
@@ -152,7 +132,8 @@ struct Search {
 
   // Makes the best of `count` keys the beams of the next level; returns how many.
   __device__ __forceinline__ int advance(int level, int count) const {
-    const Beams from = beams(level), to = beams(level + 1);
+    const Beam* from = beams(level);
+    Beam* to = beams(level + 1);
     const int next = level + 1;
     const bool leaves = next == trie().num_levels;
     const int found = best_keys(
@@ -162,49 +143,34 @@ struct Search {
             return;
           }
           const int parent = static_cast<int>(key_parent_rank(key));
-          const int32_t node = from.first_child[parent] + static_cast<int32_t>(key_ordinal(key));
-          Prefix prefix{from.prefix[parent]};
+          const int32_t node = from[parent].first_child + static_cast<int32_t>(key_ordinal(key));
+          Prefix prefix{from[parent].prefix};
           prefix.set(level, __ldg(trie().codes[level] + node));
-          to.score[rank] = key_score(key);
-          to.node[rank] = node;
+          to[rank].score = key_score(key);
+          to[rank].node = node;
           if (!leaves) {
             const int32_t begin = __ldg(trie().child_begin[next] + node);
-            to.first_child[rank] = begin;
-            to.children[rank] = __ldg(trie().child_begin[next] + node + 1) - begin;
+            to[rank].first_child = begin;
+            to[rank].children = __ldg(trie().child_begin[next] + node + 1) - begin;
           }
-          to.prefix[rank] = prefix.words;
+          to[rank].prefix = prefix.words;
         });
     return state.broken ? 0 : found;
   }
 
-  // Keeps the best of `count` keys in front; returns how many.
-  __device__ __noinline__ int keep_best(int level, int count) const {
-    BeamKey* list = keys(level);
-    int place = -1;  // of a thread's key: the list is still read while places are found
-    BeamKey own = kNoKey;
-    const int found =
-        best_keys(top(), list, count, problem.config.num_beams, [&](int rank, BeamKey key) {
-          place = rank;
-          own = key;
-        });
-    if (place >= 0) list[place] = own;
-    __syncthreads();
-    return found;
-  }
-
   // ---- levels ----
 
-  // Level 1 from the logits of every code.
-  __device__ __forceinline__ int root(const float* logits) const {
-    const Beams from = beams(0);
+  // Keys of level 1 from the logits of every code; returns how many.
+  __device__ __forceinline__ int root_keys(const float* logits) const {
+    Beam& from = *beams(0);
     const int tid = static_cast<int>(threadIdx.x), lane = lane_index();
     const int width = problem.heads.heads[0].num_codes, count = trie().num_nodes[0];
     const float temperature = problem.config.temperature[0];
     const float weight = problem.config.level_weight[0];
     auto tempered = [=](float logit) { return temperature == 1.0f ? logit : logit / temperature; };
     if (tid == 0) {
-      from.first_child[0] = 0;
-      from.prefix[0] = uint4{0, 0, 0, 0};
+      from.first_child = 0;
+      from.prefix = uint4{0, 0, 0, 0};
     }
     bool finite = true;  // every warp for itself: cheaper than a barrier
     float largest = -INFINITY, total = 0.0f;
@@ -220,79 +186,73 @@ struct Search {
     for (int j = tid; j < count; j += kThreads) {
       const float logit = tempered(logits[__ldg(trie().codes[0] + j)]);
       const float log_probability = fmaxf((logit - largest) - log_total, -kLargestFinite);
-      store_key(0, j, finite ? candidate(0, weight * log_probability, 0, j, j) : kBroken,
-                false);
+      store_key(0, j, finite ? candidate(0, weight * log_probability, 0, j, j) : kBroken, false);
+    }
+    return count;
+  }
+
+  // Fills first_key, heads and num_heads for `count` beams; ends with a barrier. A warp takes 32
+  // beams, and counts the earlier ones again for itself.
+  __device__ __forceinline__ void look_up(const Beam* from, int count) const {
+    const int lane = lane_index(), warp = warp_index(), least = problem.config.codebook ? 1 : 2;
+    if (kWarp * warp < count) {
+      int keys = 0, heads = 0;
+      for (int c = 0; c < warp; ++c) {
+        const int children = from[kWarp * c + lane].children;
+        keys += static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(children)));
+        heads += __popc(__ballot_sync(kAllLanes, children >= least));
+      }
+      const int rank = kWarp * warp + lane, children = rank < count ? from[rank].children : 0;
+      int sum = keys + children;
+#pragma unroll
+      for (int distance = 1; distance < kWarp; distance *= 2) {
+        const int other = __shfl_up_sync(kAllLanes, sum, distance);
+        if (lane >= distance) sum += other - keys;
+      }
+      const unsigned need = __ballot_sync(kAllLanes, children >= least);
+      if (rank < count) {
+        state.first_key[rank] = sum - children;
+        if (children >= least) state.heads[heads + __popc(need & ((1u << lane) - 1))] = rank;
+        if (rank == count - 1) {
+          state.first_key[count] = sum;
+          state.num_heads = heads + __popc(need);
+        }
+      }
+    } else if (count == 0 && threadIdx.x == 0) {
+      state.first_key[0] = state.num_heads = 0;
     }
     __syncthreads();
-    return advance(0, count);
   }
 
-  __device__ bool needs_head(int children) const {
-    return problem.config.codebook ? children > 0 : children > 1;
-  }
-
-  // How far a pass from `begin` on gets. By every warp, with the same result.
-  __device__ __forceinline__ Pass plan_pass(const Beams& from, int begin, int count, int room,
-                                            int team, int most_rows) const {
-    const int lane = lane_index();
-    int keys = 0, active = 0;
-    for (int base = begin; base < count; base += kWarp) {
-      const int rank = base + lane, children = rank < count ? from.children[rank] : 0;
-      int sum = children;
-#pragma unroll
-      for (int distance = 1; distance < kWarp; distance *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, sum, distance);
-        if (lane >= distance) sum += other;
-      }
-      const unsigned need = __ballot_sync(kAllLanes, needs_head(children));
-      const int rows = active + __popc(need & (0xffffffffu >> (31 - lane)));
-      const bool fits = rank < count && keys + sum <= room && rows <= most_rows * team;
-      const int taken = __popc(__ballot_sync(kAllLanes, fits));
-      if (taken > 0) {
-        keys += __shfl_sync(kAllLanes, sum, taken - 1);
-        active = __shfl_sync(kAllLanes, rows, taken - 1);
-      }
-      if (taken < min(kWarp, count - base)) return {base + taken, keys, (active + team - 1) / team};
+  // How far a pass gets that begins where `last` ended. Every thread comes to the same result.
+  __device__ __forceinline__ Pass next_pass(const Pass& last, int kept, int count,
+                                            int most_heads) const {
+    Pass pass{last.end, count, last.last_head, state.num_heads, kept};
+    const int limit = state.first_key[pass.begin] + shape.key_capacity - kept;
+    if (state.first_key[count] <= limit && pass.last_head - pass.first_head <= most_heads)
+      return pass;
+    pass.end = pass.begin;
+    pass.last_head = pass.first_head;
+    while (pass.end < count && state.first_key[pass.end + 1] <= limit) {
+      const bool head =
+          pass.last_head < state.num_heads && state.heads[pass.last_head] == pass.end;
+      if (head && pass.last_head - pass.first_head == most_heads) break;
+      pass.last_head += head;
+      ++pass.end;
     }
-    return {count, keys, (active + team - 1) / team};
+    return pass;
   }
 
-  // body(rank, row, key) by one warp for each beam of [begin, end) that needs a head and is this
-  // block's; keys of only children are stored on the way, by every block of a team for itself.
-  // Returns how many rows are this block's.
-  template <class Body>
-  __device__ __forceinline__ int for_own_beams(int level,
-                                               const Beams& from, int begin, int end, int kept,
-                                               int team, int rank_in_team, const Body& body) const {
-    const int lane = lane_index(), warp = warp_index();
-    int keys = kept, active = 0;
-    for (int base = begin; base < end; base += kWarp) {
-      const int rank = base + lane, children = rank < end ? from.children[rank] : 0;
-      int sum = children;
-#pragma unroll
-      for (int distance = 1; distance < kWarp; distance *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, sum, distance);
-        if (lane >= distance) sum += other;
-      }
-      const bool needs = needs_head(children);
-      const unsigned need = __ballot_sync(kAllLanes, needs);
-      const int index = active + __popc(need & ((1u << lane) - 1));
-      if (!needs && children == 1 && base / kWarp % kWarps == warp)
-        store_key(level, keys + sum - 1,
-                  candidate(level, from.score[rank], rank, from.first_child[rank], 0),
-                  false);
-      const bool own = needs && index % team == rank_in_team && index / team % kWarps == warp;
-      unsigned mine = __ballot_sync(kAllLanes, own);
-      while (mine != 0) {
-        const int source = __ffs(static_cast<int>(mine)) - 1;
-        mine &= mine - 1;
-        const int first_key = keys + __shfl_sync(kAllLanes, sum - children, source);
-        body(base + source, __shfl_sync(kAllLanes, index, source) / team, first_key);
-      }
-      keys += __shfl_sync(kAllLanes, sum, kWarp - 1);
-      active += __popc(need);
-    }
-    return (active - rank_in_team + team - 1) / team;
+  __device__ __forceinline__ int key_of(const Pass& pass, int rank) const {
+    return state.first_key[rank] - state.first_key[pass.begin] + pass.kept;
+  }
+
+  // Only children, by every block of a team for itself.
+  __device__ __forceinline__ void only_keys(int level, const Beam* from, const Pass& pass) const {
+    const int rank = pass.begin + static_cast<int>(threadIdx.x);
+    if (problem.config.codebook || rank >= pass.end || from[rank].children != 1) return;
+    store_key(level, key_of(pass, rank),
+              candidate(level, from[rank].score, rank, from[rank].first_child, 0), false);
   }
 
   __device__ __forceinline__ const float* first_part(int level) const {
@@ -300,170 +260,185 @@ struct Search {
   }
 
   // Logits of every code for `count` rows: hidden rows in shared memory -> logits there.
-  template <int kTiles>
+  template <int kRowTiles>
   __device__ __forceinline__ void row_logits(int level, int count) const {
-    constexpr int kCodeTiles = 2;
+    constexpr int kCodeTiles = 4, kCodes = 8 * kCodeTiles, kUnroll = kFull ? 4 : 1;
     const HeadView& head = problem.heads.heads[level];
-    const W* weight = static_cast<const W*>(head.out_weight);
-    const char* x = memory + shape.hidden + (lane_index() / 4) * shape.row_bytes +
-                    16 * (lane_index() % 4);
-    auto* logits = reinterpret_cast<float*>(memory + shape.logits);
     const int g = lane_index() / 4, t = lane_index() % 4, codes = head.num_codes;
-    for (int code = 16 * kCodeTiles * warp_index(); code < codes;
-         code += 16 * kCodeTiles * kWarps) {
-      const W* rows[2 * kCodeTiles];
-      code_rows(weight, hidden(), code, codes, rows);
-      float sum[kCodeTiles][kTiles][4] = {};
-      RowPieces<2 * kCodeTiles> now, next;  // the next weights are on their way meanwhile
-      now.load(rows, 0);
+    const RowTiles<kRowTiles> rows(memory + shape.hidden, shape.row_bytes, count);
+#pragma unroll 1
+    for (int code = kCodes * warp_index(); code < codes; code += kCodes * kWarps) {
+      const CodeTile<W, kCodeTiles> tile(static_cast<const W*>(head.out_weight), hidden(), code,
+                                         codes);
+      float sum[kRowTiles][kCodeTiles][4] = {};
+      uint4 now[kCodeTiles], next[kCodeTiles];  // the next weights are on their way meanwhile
+      tile.load(now, 0);
+#pragma unroll kUnroll
       for (int k = 0; k < hidden(); k += 64) {
-        next.load(rows, min(k + 32, hidden() - 32));
-        multiply_pieces<W, kCodeTiles, kTiles>(now, x + 2 * k, shape.row_bytes, sum);
+        tile.load(next, min(k + 32, hidden() - 32));
+        multiply_rows<W, kRowTiles, kCodeTiles>(rows, k, now, sum);
         if (k + 32 >= hidden()) break;
-        now.load(rows, min(k + 64, hidden() - 32));
-        multiply_pieces<W, kCodeTiles, kTiles>(next, x + 2 * k + 64, shape.row_bytes, sum);
+        tile.load(now, min(k + 64, hidden() - 32));
+        multiply_rows<W, kRowTiles, kCodeTiles>(rows, k + 32, next, sum);
       }
       if (shape.logits_over_hidden) __syncthreads();  // one turn of this loop for every warp
-      float bias[2 * kCodeTiles];
+      auto* to = reinterpret_cast<float*>(memory + shape.logits) + g * shape.logit_stride + code +
+                 2 * t;
+      float2 bias[kCodeTiles];
 #pragma unroll
-      for (int i = 0; i < 2 * kCodeTiles; ++i)
-        bias[i] = __ldg(head.out_bias + min(code + 8 * i + g, codes - 1));
-      float* to = logits + 2 * t * shape.logit_stride + code + g;
+      for (int i = 0; i < kCodeTiles; ++i) {
+        const int c = code + 8 * i + 2 * t;
+        bias[i] = {__ldg(head.out_bias + min(c, codes - 1)),
+                   __ldg(head.out_bias + min(c + 1, codes - 1))};
+      }
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
+      for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          if (8 * n + 2 * t + r < count) {
+        for (int half = 0; half < 2; ++half) {
+          if (16 * m + 8 * half + g < count) {
 #pragma unroll
-            for (int i = 0; i < 2 * kCodeTiles; ++i) {
-              if (code + 8 * i + g < codes) to[8 * i] = sum[i / 2][n][i % 2 * 2 + r] + bias[i];
+            for (int i = 0; i < kCodeTiles; ++i) {
+              const float2 logits{sum[m][i][2 * half] + bias[i].x,
+                                  sum[m][i][2 * half + 1] + bias[i].y};
+              // The stride leaves room for codes up to a multiple of 32.
+              *reinterpret_cast<float2*>(to + 8 * i) = logits;
             }
           }
-          to += shape.logit_stride;
+          to += 8 * shape.logit_stride;
         }
-        to += 6 * shape.logit_stride;
       }
     }
   }
 
-  // Candidates of beams [begin, pass.end) with a product over every code.
-  __device__ __forceinline__ void dense_pass(int level, int begin,
-                                             const Pass& pass, int kept, int team,
+  // Keys of the pass with a product over every code. Row r is of head r * team + rank_in_team.
+  __device__ __forceinline__ void dense_keys(int level, const Pass& pass, int team_shift,
                                              int rank_in_team) const {
-    const Beams from = beams(level);
-    const int own = for_own_beams(
-        level, from, begin, pass.end, kept, team, rank_in_team,
-        [&](int rank, int row, int key) {
-          HiddenRow<kVectors> values;
-          hidden_row<W>(problem.heads, level, first_part(level), Prefix{from.prefix[rank]}, values);
-          char* place = memory + shape.hidden + row * shape.row_bytes;
-          for_pieces<W>(values, hidden(), [&](int at, const uint4& piece) {
-            *reinterpret_cast<uint4*>(place + at) = piece;
-          });
-          if (lane_index() == 0) state.rows[row] = {rank, key};
-        });
+    const Beam* from = beams(level);
+    const int* heads = state.heads + pass.first_head + rank_in_team;
+    const int num_heads = pass.last_head - pass.first_head, team = 1 << team_shift;
+    const int own = (num_heads - rank_in_team + team - 1) >> team_shift;
+    const int most = (num_heads + team - 1) >> team_shift;
+#pragma unroll 1
+    for (int row = warp_index(); row < own; row += kWarps) {
+      HiddenRow<kVectors, kFull> values;
+      hidden_row<W>(problem.heads, level, first_part(level),
+                    Prefix{from[heads[row << team_shift]].prefix}, values);
+      char* place = memory + shape.hidden + row * shape.row_bytes;
+      for_words<W>(values, hidden(), [&](int at, uint32_t word) {
+        *reinterpret_cast<uint32_t*>(place + at) = word;
+      });
+    }
     __syncthreads();
-    if (pass.rows <= 8) {
+    if (most <= 16) {
       row_logits<1>(level, own);
-    } else if (pass.rows <= 16) {
+    } else if (most <= 32) {
       row_logits<2>(level, own);
-    } else if (pass.rows <= 32) {
-      row_logits<4>(level, own);
     } else {
-      row_logits<kMaxRows / 8>(level, own);
+      row_logits<4>(level, own);
     }
     // Warps without codes still meet the barrier inside row_logits.
     if (shape.logits_over_hidden && 32 * warp_index() >= problem.heads.heads[level].num_codes)
       __syncthreads();
     __syncthreads();
     const auto* logits = reinterpret_cast<const float*>(memory + shape.logits);
-    for (int row = warp_index(); row < own; row += kWarps)
-      offer_children(level, state.rows[row].rank, state.rows[row].key,
-                     logits + row * shape.logit_stride, false, team > 1);
+#pragma unroll 1
+    for (int row = warp_index(); row < own; row += kWarps) {
+      const int rank = heads[row << team_shift];
+      offer_children(level, rank, key_of(pass, rank), logits + row * shape.logit_stride, false,
+                     team_shift > 0);
+    }
   }
 
-  // Candidates of beams [begin, pass.end) with a dot product per child.
-  __device__ __forceinline__ void sparse_pass(int level, int begin,
-                                              const Pass& pass, int kept, int team,
+  // Keys of the pass with a dot product per child.
+  __device__ __forceinline__ void sparse_keys(int level, const Pass& pass, int team_shift,
                                               int rank_in_team) const {
-    const Beams from = beams(level);
+    const Beam* from = beams(level);
     const HeadView& head = problem.heads.heads[level];
     const W* weight = static_cast<const W*>(head.out_weight);
+    const int lane = lane_index();
     float* logits = reinterpret_cast<float*>(memory + shape.hidden) + warp_index() * shape.scratch;
-    for_own_beams(level, from, begin, pass.end, kept, team, rank_in_team,
-                  [&](int rank, int, int key) {
-                    HiddenRow<kVectors> values;
-                    hidden_row<W>(problem.heads, level, first_part(level),
-                                  Prefix{from.prefix[rank]}, values);
-                    const int count = from.children[rank], lane = lane_index();
-                    const int16_t* codes = trie().codes[level] + from.first_child[rank];
-                    __syncwarp();  // the last beam's logits have been read
-                    for (int j = 0; j < count; j += 4) {
-                      const int mine = j + lane / 8;
-                      const int code = __ldg(codes + min(mine, count - 1));
-                      const float bias = __ldg(head.out_bias + code);
-                      const W* rows[4];
+#pragma unroll 1
+    for (int i = pass.first_head + rank_in_team + (warp_index() << team_shift); i < pass.last_head;
+         i += kWarps << team_shift) {
+      const int rank = state.heads[i], count = from[rank].children;
+      const int16_t* codes = trie().codes[level] + from[rank].first_child;
+      HiddenRow<kVectors, kFull> values;
+      hidden_row<W>(problem.heads, level, first_part(level), Prefix{from[rank].prefix}, values);
+      __syncwarp();  // the last beam's logits have been read
+#pragma unroll 1
+      for (int j = 0; j < count; j += 4) {
+        const int mine = j + lane / 8;
+        const int code = __ldg(codes + min(mine, count - 1));
+        const float bias = __ldg(head.out_bias + code);
+        const W* rows[4];
 #pragma unroll
-                      for (int i = 0; i < 4; ++i)
-                        rows[i] = weight + static_cast<int64_t>(
-                                               __shfl_sync(kAllLanes, code, 8 * i)) *
-                                               hidden();
-                      const float dot = four_dots<W>(values, hidden(), rows);
-                      if (lane % 8 == 0 && mine < count) logits[mine] = dot + bias;
-                    }
-                    __syncwarp();
-                    offer_children(level, rank, key, logits, true, team > 1);
-                  });
+        for (int n = 0; n < 4; ++n)
+          rows[n] = weight + static_cast<uint32_t>(__shfl_sync(kAllLanes, code, 8 * n) * hidden());
+        const float dot = four_dots<W>(values, hidden(), rows);
+        if (lane % 8 == 0 && mine < count) logits[mine] = dot + bias;
+      }
+      __syncwarp();
+      offer_children(level, rank, key_of(pass, rank), logits, true, team_shift > 0);
+    }
   }
 
-  // Beams of `level` (1 ..) -> those of the next; returns how many.
-  __device__ __forceinline__ int expand(int level, int count) const {
-    const Beams from = beams(level);
+  // Keys of the children of `count` beams of `level` (1 ..); returns how many.
+  __device__ __forceinline__ int child_keys(int level, int count) const {
     const bool dense =
         problem.config.codebook || problem.config.level_mode[level] == LevelMode::kDense;
-    const int most_rows = dense ? shape.rows : shape.beams;
-    int team = shape.team, rank_in_team = team_rank();
-    Pass pass = plan_pass(from, 0, count, shape.key_capacity, team, most_rows);
-    if (team > 1 && pass.end < count) {
+    const Beam* from = beams(level);
+    look_up(from, count);
+    const int most = dense ? shape.rows : kMaxBeams;
+    int team_shift = shape.team_shift, rank_in_team = team_rank();
+    Pass pass = next_pass(Pass{}, 0, count, most << team_shift);
+    if (team_shift > 0 && pass.end < count) {
       // Too many for one pass: each block does it all, since others of the cluster do not wait.
-      team = 1;
-      rank_in_team = 0;
-      pass = plan_pass(from, 0, count, shape.key_capacity, team, most_rows);
+      team_shift = rank_in_team = 0;
+      pass = next_pass(Pass{}, 0, count, most);
     }
-    int begin = 0, kept = 0;
     while (true) {
+      only_keys(level, from, pass);
       if (dense) {
-        dense_pass(level, begin, pass, kept, team, rank_in_team);
+        dense_keys(level, pass, team_shift, rank_in_team);
       } else {
-        sparse_pass(level, begin, pass, kept, team, rank_in_team);
+        sparse_keys(level, pass, team_shift, rank_in_team);
       }
-      if (pass.end >= count) break;
+      const int found = key_of(pass, pass.end);
+      if (pass.end >= count) return found;
       __syncthreads();
-      begin = pass.end;
-      kept = keep_best(level, kept + pass.keys);
-      pass = plan_pass(from, begin, count, shape.key_capacity - kept, team, most_rows);
+      const TopK best = top();
+      const int kept = keep_best(best.bins, best.survivors, best.num_survivors, keys(level), found,
+                                 problem.config.num_beams);
+      pass = next_pass(pass, kept, count, most);
     }
-    if (shape.team > 1) {
-      ptx::cluster_arrive();
-      ptx::cluster_wait();
-    } else {
-      __syncthreads();
-    }
-    return advance(level, kept + pass.keys);
   }
 
   // All levels of one request; `request` < 0: none, but the cluster's barriers.
-  __device__ __forceinline__ void run(int64_t request, const float* root_logits) {
+  __device__ __forceinline__ void run(int64_t request, const float* root_logits) const {
     if (threadIdx.x == 0) {
       state.broken = 0;
       if (request >= 0) state.exclusion = exclusion_of(problem, request);
     }
     __syncthreads();
-    int count = request < 0 ? 0 : root(root_logits);
-    for (int level = 1; level < trie().num_levels; ++level) count = expand(level, count);
+    int count = request < 0 ? 0 : 1;
+    for (int level = 0; level < trie().num_levels; ++level) {
+      int found = 0;
+      if (level > 0) {
+        found = child_keys(level, count);
+      } else if (count > 0) {
+        found = root_keys(root_logits);
+      }
+      if (shape.team_shift > 0) {
+        ptx::cluster_arrive();
+        ptx::cluster_wait();
+      } else {
+        __syncthreads();
+      }
+      count = advance(level, found);
+    }
     if (request >= 0 && team_rank() == 0 && warp_index() == 0) {
-      const Beams leaves = beams(trie().num_levels);
-      write_items(problem, state.exclusion, request, count, leaves.score, leaves.node, leaves.prefix);
+      const Beam* leaves = beams(trie().num_levels);
+      write_items(problem, state.exclusion, request, count, leaves);
     }
   }
 };

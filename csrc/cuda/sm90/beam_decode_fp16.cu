@@ -1,20 +1,9 @@
 // The kernels for fp16 weights.
-#include "cuda/sm90/kernels.h"
 #include "cuda/sm90/kernel.cuh"
+#include "cuda/sm90/kernels.h"
 
 namespace sidmlp::cuda::sm90 {
 
-const void* kernel_fp16(int vectors) {
-  switch (vectors) {
-    case 1:
-      return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<__half, 1>);
-    case 2:
-      return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<__half, 2>);
-    case 4:
-      return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<__half, 4>);
-    default:
-      return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<__half, 8>);
-  }
-}
+const void* kernel_fp16(int hidden) { return kernel_of<__half>(hidden); }
 
 }  // namespace sidmlp::cuda::sm90

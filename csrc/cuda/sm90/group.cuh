@@ -22,17 +22,18 @@ struct Group {
   // body(rank of a block, slot) for every block that holds `request` of the group.
   template <class Body>
   __device__ __forceinline__ void for_owners(int request, const Body& body) const {
-    if (shape.team == 1) {
-      body(static_cast<uint32_t>(request % shape.cluster), request / shape.cluster);
+    if (shape.team_shift == 0) {
+      body(static_cast<uint32_t>(request & ((1 << shape.cluster_shift) - 1)),
+           request >> shape.cluster_shift);
     } else {
-      for (int i = 0; i < shape.team; ++i)
-        body(static_cast<uint32_t>(request * shape.team + i), 0);
+      for (int i = 0; i < 1 << shape.team_shift; ++i)
+        body(static_cast<uint32_t>((request << shape.team_shift) + i), 0);
     }
   }
   // The request of the group that this block holds in `slot`; may be one that is not there.
   __device__ __forceinline__ int request_of(int slot) const {
     const int own = static_cast<int>(block);
-    return shape.team == 1 ? own + slot * shape.cluster : own / shape.team;
+    return shape.team_shift == 0 ? own + (slot << shape.cluster_shift) : own >> shape.team_shift;
   }
   __device__ float* first(int slot, int width) const {
     return reinterpret_cast<float*>(memory + shape.first) + static_cast<int64_t>(slot) * width;
@@ -79,68 +80,67 @@ __device__ __forceinline__ void context_parts(const HeadsView& heads, const Grou
 }
 
 // Hidden rows of level 1 of every request -> shared memory of every block.
-template <class W, int kVectors>
+template <class W, int kVectors, bool kFull>
 __device__ __forceinline__ void root_rows(const HeadsView& heads, const Group& group) {
   const Shape& shape = group.shape;
   const int width = heads.num_levels * heads.hidden_dim;
-  const int rank_in_team = static_cast<int>(group.block) % shape.team;
+  const int rank_in_team = static_cast<int>(group.block) & ((1 << shape.team_shift) - 1);
   for (int slot = warp_index(); slot < shape.users; slot += kWarps) {
     const int request = group.request_of(slot);
     if (request >= group.requests) continue;
-    HiddenRow<kVectors> values;
+    HiddenRow<kVectors, kFull> values;
     hidden_row<W>(heads, 0, group.first(slot, width), Prefix{}, values);
     char* place = group.memory + shape.hidden + request * shape.row_bytes;
-    for_pieces<W>(values, heads.hidden_dim, [&](int at, const uint4& piece) {
+    for_words<W>(values, heads.hidden_dim, [&](int at, uint32_t word) {
       if (shape.group == 1) {  // the whole cluster is this request's team
-        *reinterpret_cast<uint4*>(place + at) = piece;
+        *reinterpret_cast<uint32_t*>(place + at) = word;
         return;
       }
       // Each block of a team serves some of the others.
-      for (int to = rank_in_team; to < shape.cluster; to += shape.team)
-        ptx::store_peer(ptx::peer_address(place + at, static_cast<uint32_t>(to)), piece);
+      for (int to = rank_in_team; to < shape.cluster; to += 1 << shape.team_shift)
+        ptx::store_peer(ptx::peer_address(place + at, static_cast<uint32_t>(to)), word);
     });
   }
 }
 
 // Logits of level 1 of every request -> shared memory of the blocks that hold it.
-template <class W, int kTiles>
+template <class W>
 __device__ __forceinline__ void root_logits(const HeadsView& heads, const Group& group) {
+  constexpr int kCodes = 16;  // of a task
   const Shape& shape = group.shape;
   const HeadView& head = heads.heads[0];
   const int g = lane_index() / 4, t = lane_index() % 4, codes = head.num_codes;
-  const int tiles = (codes + 15) / 16, own = static_cast<int>(group.block);
-  const int own_tiles = (tiles - own + shape.cluster - 1) / shape.cluster;
+  const int tiles = (codes + kCodes - 1) / kCodes, own = static_cast<int>(group.block);
+  const int own_tiles = (tiles - own + shape.cluster - 1) >> shape.cluster_shift;
   const int steps = heads.hidden_dim / 32, quarter = (steps + kQuarters - 1) / kQuarters;
   auto* partial = reinterpret_cast<float*>(group.memory + shape.partial);
-  const char* x = group.memory + shape.hidden + g * shape.row_bytes + 16 * t;
+  const RowTiles<1> rows(group.memory + shape.hidden, shape.row_bytes, group.requests);
   for (int task = warp_index(); task < kQuarters * own_tiles; task += kWarps) {
-    const int tile = own + task / kQuarters * shape.cluster, part = task % kQuarters;
-    const W* rows[2];
-    code_rows(static_cast<const W*>(head.out_weight), heads.hidden_dim, 16 * tile, codes, rows);
-    float sum[1][kTiles][4] = {};
+    const int tile = own + (task / kQuarters << shape.cluster_shift), part = task % kQuarters;
+    const CodeTile<W, 2> tile_codes(static_cast<const W*>(head.out_weight), heads.hidden_dim,
+                                    kCodes * tile, codes);
+    float sum[1][2][4] = {};
     const int end = min((part + 1) * quarter, steps);
 #pragma unroll 4
     for (int step = part * quarter; step < end; ++step) {
-      RowPieces<2> pieces;
-      pieces.load(rows, 32 * step);
-      multiply_pieces<W, 1, kTiles>(pieces, x + 64 * step, shape.row_bytes, sum);
+      uint4 piece[2];
+      tile_codes.load(piece, 32 * step);
+      multiply_rows<W, 1, 2>(rows, 32 * step, piece, sum);
     }
-    float* to = partial + task * 16 * kMaxGroup;
+    float* to = partial + task * kCodes * kMaxGroup + kCodes * g + 2 * t;
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      const int column = 8 * n + 2 * t;
-      *reinterpret_cast<float2*>(to + g * kMaxGroup + column) = {sum[0][n][0], sum[0][n][1]};
-      *reinterpret_cast<float2*>(to + (g + 8) * kMaxGroup + column) = {sum[0][n][2],
-                                                                      sum[0][n][3]};
+    for (int i = 0; i < 2; ++i) {
+      *reinterpret_cast<float2*>(to + 8 * i) = {sum[0][i][0], sum[0][i][1]};
+      *reinterpret_cast<float2*>(to + 8 * i + 8 * kCodes) = {sum[0][i][2], sum[0][i][3]};
     }
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < own_tiles * 16 * kMaxGroup; i += kThreads) {
-    const int request = i % kMaxGroup, row = i / kMaxGroup;
-    const int code = (own + row / 16 * shape.cluster) * 16 + row % 16;
+  constexpr int kPart = kCodes * kMaxGroup;  // [request][code]
+  for (int i = static_cast<int>(threadIdx.x); i < own_tiles * kPart; i += kThreads) {
+    const int request = i / kCodes % kMaxGroup, tile = i / kPart;
+    const int code = (own + (tile << shape.cluster_shift)) * kCodes + i % kCodes;
     if (request >= group.requests || code >= codes) continue;
-    const float* parts = partial + (row / 16 * kQuarters * 16 + row % 16) * kMaxGroup + request;
-    constexpr int kPart = 16 * kMaxGroup;
+    const float* parts = partial + tile * kQuarters * kPart + i % kPart;
     const float logit = ((parts[0] + parts[kPart]) + parts[2 * kPart]) + parts[3 * kPart] +
                         __ldg(head.out_bias + code);
     group.for_owners(request, [&](uint32_t owner, int slot) {

@@ -2,6 +2,7 @@
 // the context part of the first layer.
 #pragma once
 
+#include "cuda/sm90/products.cuh"
 #include "cuda/sm90/values.cuh"
 
 namespace sidmlp::cuda::sm90 {
@@ -23,24 +24,24 @@ struct Prefix {
   }
 };
 
-// Element 8 * (32 v + lane) + i of the row is x[v][i]; elements past H are zero.
-template <int kVectors>
+// Element 8 * (32 v + lane) + i of the row is x[v][i]; elements past H are zero. kFull: there are
+// none.
+template <int kVectors, bool kFull>
 struct HiddenRow {
   float x[kVectors][8];
 };
 
-template <class W, int kVectors>
+template <class W, int kVectors, bool kFull>
 __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, const float* first,
-                                           const Prefix& prefix, HiddenRow<kVectors>& row) {
-  constexpr int kTables = kVectors <= 2 ? 3 : 1;  // rows of prefix tables in flight
-  const int lane = lane_index(), hidden = heads.hidden_dim;
+                                           const Prefix& prefix, HiddenRow<kVectors, kFull>& row) {
+  const int lane = lane_index(), hidden = kFull ? 8 * kWarp * kVectors : heads.hidden_dim;
   const HeadView& head = heads.heads[level];
   const W* table = static_cast<const W*>(head.prefix_table);
   bool inside[kVectors];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int at = 8 * (kWarp * v + lane);
-    inside[v] = at < hidden;
+    inside[v] = kFull || at < hidden;
     float4 a{0.0f, 0.0f, 0.0f, 0.0f}, b = a;
     if (inside[v]) {
       a = *reinterpret_cast<const float4*>(first + at);
@@ -49,32 +50,40 @@ __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, co
     row.x[v][0] = a.x, row.x[v][1] = a.y, row.x[v][2] = a.z, row.x[v][3] = a.w;
     row.x[v][4] = b.x, row.x[v][5] = b.y, row.x[v][6] = b.z, row.x[v][7] = b.w;
   }
-  int offset = 0;
-  for (int begin = 0; begin < level; begin += kTables) {
-    uint4 raw[kTables][kVectors];
+  int offset = 0;  // of a level's rows in the table
+  auto load = [&](int j, uint4(&raw)[kVectors]) {
+    const auto at = static_cast<uint32_t>((offset + prefix.code(j)) * hidden + 8 * lane);
 #pragma unroll
-    for (int j = 0; j < kTables; ++j) {
-      const W* from =
-          table + static_cast<int64_t>(offset + prefix.code(min(begin + j, level - 1))) * hidden;
-      if (begin + j < level) offset += heads.heads[begin + j].num_codes;
+    for (int v = 0; v < kVectors; ++v)
+      if (inside[v])
+        raw[v] = __ldg(reinterpret_cast<const uint4*>(table + at + 8 * kWarp * v));
+    offset += heads.heads[j].num_codes;
+  };
+  auto add = [&](const uint4(&raw)[kVectors]) {
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        raw[j][v] = uint4{0, 0, 0, 0};
-        if (begin + j < level && inside[v])
-          raw[j][v] = __ldg(reinterpret_cast<const uint4*>(from + 8 * (kWarp * v + lane)));
-      }
+    for (int v = 0; v < kVectors; ++v) {
+      if (!inside[v]) continue;
+      float entry[8];
+      widen_eight<W>(raw[v], entry);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) row.x[v][i] += entry[i];
     }
-#pragma unroll
-    for (int j = 0; j < kTables; ++j) {
-      if (begin + j >= level) break;
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        float entry[8];
-        widen_eight<W>(raw[j][v], entry);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) row.x[v][i] += entry[i];
-      }
-    }
+  };
+  // Three rows in flight where registers allow.
+  if (kVectors <= 2) {
+    uint4 raw[3][kVectors];
+    if (level > 0) load(0, raw[0]);
+    if (level > 1) load(1, raw[1]);
+    if (level > 2) load(2, raw[2]);
+    if (level > 0) add(raw[0]);
+    if (level > 1) add(raw[1]);
+    if (level > 2) add(raw[2]);
+  }
+#pragma unroll 1
+  for (int j = kVectors <= 2 ? 3 : 0; j < level; ++j) {
+    uint4 raw[kVectors];
+    load(j, raw);
+    add(raw);
   }
 
   float total = 0.0f;
@@ -106,8 +115,8 @@ __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, co
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float4 a = __ldg(reinterpret_cast<const float4*>(gain + at) + half);
-      const float4 b = __ldg(reinterpret_cast<const float4*>(shift + at) + half);
+      const float4 a = ptx::load_here(gain + at + 4 * half);
+      const float4 b = ptx::load_here(shift + at + 4 * half);
       float* x = row.x[v] + 4 * half;
       x[0] = gelu<W>(fmaf(x[0] * scale, a.x, b.x));
       x[1] = gelu<W>(fmaf(x[1] * scale, a.y, b.y));
@@ -117,20 +126,24 @@ __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, co
   }
 }
 
-// body(byte offset, 16 bytes) for each piece of the row in W.
-template <class W, int kVectors, class Body>
-__device__ __forceinline__ void for_pieces(const HiddenRow<kVectors>& row, int hidden,
-                                           const Body& body) {
+// body(byte offset, word) for the 4-byte words of the row in W, where RowWords places them.
+template <class W, int kVectors, bool kFull, class Body>
+__device__ __forceinline__ void for_words(const HiddenRow<kVectors, kFull>& row, int hidden,
+                                          const Body& body) {
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int at = 8 * (kWarp * v + lane_index());
-    if (at < hidden) body(2 * at, narrow_eight<W>(row.x[v]));
+    if (!kFull && at >= hidden) continue;
+    const RowWords words(at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      body(words[i], narrow_two<W>(row.x[v][2 * i], row.x[v][2 * i + 1]));
   }
 }
 
 // Dot products of the row with four rows of codes; lane / 8 says whose sum a lane returns.
-template <class W, int kVectors>
-__device__ __forceinline__ float four_dots(const HiddenRow<kVectors>& row, int hidden,
+template <class W, int kVectors, bool kFull>
+__device__ __forceinline__ float four_dots(const HiddenRow<kVectors, kFull>& row, int hidden,
                                            const W* const (&codes)[4]) {
   float sum[4] = {};
 #pragma unroll
@@ -140,7 +153,7 @@ __device__ __forceinline__ float four_dots(const HiddenRow<kVectors>& row, int h
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       raw[j] = uint4{0, 0, 0, 0};
-      if (at < hidden) raw[j] = __ldg(reinterpret_cast<const uint4*>(codes[j] + at));
+      if (kFull || at < hidden) raw[j] = __ldg(reinterpret_cast<const uint4*>(codes[j] + at));
     }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {

@@ -5,6 +5,15 @@
 
 namespace sidmlp::cuda::sm90 {
 
+// In shared memory, best first; those of even and odd levels apart.
+struct Beam {
+  uint4 prefix;  // see Prefix
+  float score;
+  int32_t node;
+  int32_t first_child;
+  int32_t children;  // how many
+};
+
 // The item ids that one request must not be given, ascending; in shared memory, since only the last
 // level reads it.
 struct Exclusion {
@@ -52,8 +61,7 @@ __device__ __forceinline__ bool leaf_allowed(const TrieView& trie, const Exclusi
 // catalogue order inside a leaf, cut at k; the rest is padding.
 __device__ __forceinline__ void write_items(const BeamDecodeProblem& problem,
                                             const Exclusion& exclusion, int64_t request, int count,
-                                            const float* score, const int32_t* leaf,
-                                            const uint4* prefix) {
+                                            const Beam* leaves) {
   const TrieView& trie = problem.trie;
   const int k = problem.config.k, levels = trie.num_levels, lane = lane_index();
   int64_t* items = problem.result.items + request * k;
@@ -64,8 +72,8 @@ __device__ __forceinline__ void write_items(const BeamDecodeProblem& problem,
     const int i = base + lane;
     int32_t slot = 0, end = 0;
     if (i < count) {
-      slot = __ldg(trie.leaf_begin + leaf[i]);
-      end = __ldg(trie.leaf_begin + leaf[i] + 1);
+      slot = __ldg(trie.leaf_begin + leaves[i].node);
+      end = __ldg(trie.leaf_begin + leaves[i].node + 1);
     }
     int own = 0;  // items that this leaf may emit, at most k
     for (int32_t s = slot; s < end && own < k; ++s) own += item_allowed(trie, exclusion, s);
@@ -79,8 +87,8 @@ __device__ __forceinline__ void write_items(const BeamDecodeProblem& problem,
     for (int32_t s = slot; s < end && at < k; ++s) {
       if (!item_allowed(trie, exclusion, s)) continue;
       items[at] = __ldg(trie.leaf_item_ids + s);
-      scores[at] = score[i];
-      const Prefix own_codes{prefix[i]};
+      scores[at] = leaves[i].score;
+      const Prefix own_codes{leaves[i].prefix};
       for (int j = 0; j < levels; ++j)
         codes[static_cast<int64_t>(at) * levels + j] = own_codes.code(j);
       ++at;

@@ -17,7 +17,7 @@ __device__ __forceinline__ void cluster_barrier() {
   ptx::cluster_wait();
 }
 
-template <class W, int kVectors>
+template <class W, int kVectors, bool kFull>
 __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
     beam_decode_sm90_kernel(const __grid_constant__ BeamDecodeProblem problem,
                             const __grid_constant__ Shape shape) {
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
   ptx::cluster_arrive();  // no block writes to another before that one has begun
   const HeadsView& heads = problem.heads;
   const int tid = static_cast<int>(threadIdx.x), width = heads.num_levels * heads.hidden_dim;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x / shape.cluster) * shape.group;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x >> shape.cluster_shift) * shape.group;
   const int requests =
       static_cast<int>(min(static_cast<int64_t>(shape.group), problem.batch - begin));
   const Group group{shape, memory, ptx::cluster_rank(), requests};
@@ -49,26 +49,32 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
     context_parts<W, 2>(heads, group);
   }
   cluster_barrier();
-  root_rows<W, kVectors>(heads, group);
+  root_rows<W, kVectors, kFull>(heads, group);
   if (shape.group == 1) {
     __syncthreads();
   } else {
     cluster_barrier();
   }
-  if (shape.group <= 8) {
-    root_logits<W, 1>(heads, group);
-  } else {
-    root_logits<W, 2>(heads, group);
-  }
+  root_logits<W>(heads, group);
   cluster_barrier();
 
   for (int slot = 0; slot < shape.users; ++slot) {
     const int request = group.request_of(slot);
-    Search<W, kVectors> search{problem,     shape, memory, state, group.block,
+    Search<W, kVectors, kFull> search{problem,     shape, memory, state, group.block,
                                group.first(slot, width)};
     search.run(request < requests ? begin + request : -1, group.root_logits(slot));
   }
-  if (shape.team > 1) cluster_barrier();  // others may still store keys here
+  if (shape.team_shift > 0) cluster_barrier();  // others may still store keys here
+}
+
+// The published width has a kernel of its own, whose strides and trip counts the compiler knows.
+template <class W>
+const void* kernel_of(int hidden) {
+  if (hidden == 512) return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, true>);
+  if (hidden <= 256) return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 1, false>);
+  if (hidden <= 512) return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, false>);
+  if (hidden <= 1024) return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 4, false>);
+  return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 8, false>);
 }
 
 }  // namespace sidmlp::cuda::sm90

@@ -3,8 +3,8 @@
 
 namespace sidmlp::cuda::sm90 {
 
-// `vectors`: pieces of 8 elements of a hidden row that a lane holds, 1, 2, 4 or 8.
-const void* kernel_bf16(int vectors);
-const void* kernel_fp16(int vectors);
+// For the head width `hidden`: at most 2048, a multiple of 32.
+const void* kernel_bf16(int hidden);
+const void* kernel_fp16(int hidden);
 
 }  // namespace sidmlp::cuda::sm90

@@ -1,5 +1,4 @@
-// Matrix products of one warp on tensor cores. Weights are the left operand, 16 output columns a
-// tile, and rows of activations the right one, 8 a tile: a batch that is small wastes little.
+// Matrix products of one warp on tensor cores.
 //
 // A sum over k has no order of its own, so which k a lane's operands hold is free as long as both
 // sides agree: each lane takes neighbours, and every load is 8 or 16 bytes.
@@ -61,47 +60,80 @@ __device__ __forceinline__ void input_major_product(const W* weight, int64_t str
   }
 }
 
-// 16-byte pieces of `kRows` * 8 rows of a weight matrix with a row per column: lane (g, t) holds
-// elements 8t .. 8t + 7 of row g of each 8.
-template <int kRows>
-struct RowPieces {
-  uint4 piece[kRows];
+// ---- rows of activations times a weight matrix with a row per column ----
+//
+// A lane reads 16 bytes of a weight row: k 8t .. 8t + 7 of each 32, the right operand of two steps.
+// Rows of activations lie in shared memory so that load_matrices finds the same k in the same place:
+// element 8t + 4s + 2h + e of each 32 is element 2t + e of piece 2s + h of 16 bytes. In the second two
+// of each four 32s, s is 1 - s, which spreads stores over banks.
 
-  template <class W>
-  __device__ __forceinline__ void load(const W* const (&rows)[kRows], int k) {
+// Where the 4-byte words of elements at .. at + 7 go, as byte offsets into the row.
+struct RowWords {
+  int begin, swap;
+
+  __device__ __forceinline__ explicit RowWords(int at)
+      : begin(at / 32 * 64 + at / 8 % 4 * 4), swap(at / 64 % 2 * 2) {}
+  __device__ __forceinline__ int operator[](int word) const { return begin + 16 * (word ^ swap); }
+};
+
+// One tile of 16 rows and the 8 * kCodeTiles codes from `code` on.
+template <class W, int kCodeTiles>
+struct CodeTile {
+  const W* rows[kCodeTiles];
+
+  // Beyond the last code that code again.
+  __device__ __forceinline__ CodeTile(const W* weight, int hidden, int code, int num_codes) {
+    const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) piece[i] = ptx::load_once(rows[i] + k);
+    for (int i = 0; i < kCodeTiles; ++i)
+      rows[i] = weight + static_cast<int64_t>(min(code + 8 * i + g, num_codes - 1)) * hidden + 8 * t;
+  }
+  __device__ __forceinline__ void load(uint4 (&piece)[kCodeTiles], int k) const {
+#pragma unroll
+    for (int i = 0; i < kCodeTiles; ++i) piece[i] = ptx::load_once(rows[i] + k);
   }
 };
 
-// sum += x [8 * kTiles, 32] w^T for 16 * kCodeTiles rows of w; `x` points to the lane's piece of the
-// first row.
-template <class W, int kCodeTiles, int kTiles>
-__device__ __forceinline__ void multiply_pieces(const RowPieces<2 * kCodeTiles>& w, const char* x,
-                                                int x_bytes,
-                                                float (&sum)[kCodeTiles][kTiles][4]) {
+// Addresses of the rows of kRowTiles tiles that this lane hands to load_matrices; rows beyond
+// `count` are read as the last one.
+template <int kRowTiles>
+struct RowTiles {
+  uint32_t address[kRowTiles];
+
+  __device__ __forceinline__ RowTiles(const char* rows, int row_bytes, int count) {
+    const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(rows));
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    const uint4 b = *reinterpret_cast<const uint4*>(x + 8 * n * x_bytes);
+    for (int m = 0; m < kRowTiles; ++m)
+      address[m] = base + static_cast<uint32_t>(
+                              max(min(16 * m + lane_index() % 16, count - 1), 0) * row_bytes +
+                              16 * (lane_index() / 16));
+  }
+};
+
+// sum[m][i] += rows of tile m times codes of tile i over k .. k + 31. Lane (g, t) holds rows g and
+// g + 8 and codes 2t and 2t + 1: sum[m][i][2 * (row / 8) + code % 2].
+template <class W, int kRowTiles, int kCodeTiles>
+__device__ __forceinline__ void multiply_rows(const RowTiles<kRowTiles>& rows, int k,
+                                              const uint4 (&w)[kCodeTiles],
+                                              float (&sum)[kRowTiles][kCodeTiles][4]) {
+  const int swap = k / 64 % 2;
 #pragma unroll
-    for (int m = 0; m < kCodeTiles; ++m) {
-      const uint4& low = w.piece[2 * m];
-      const uint4& high = w.piece[2 * m + 1];
-      ptx::mma<W>(sum[m][n], low.x, high.x, low.y, high.y, b.x, b.y);
-      ptx::mma<W>(sum[m][n], low.z, high.z, low.w, high.w, b.z, b.w);
+  for (int s = 0; s < 2; ++s) {
+    const auto offset = static_cast<uint32_t>(2 * k + 32 * (s ^ swap));
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      uint32_t a[4];
+      ptx::load_matrices(a, rows.address[m] + offset);
+#pragma unroll
+      for (int i = 0; i < kCodeTiles; ++i) {
+        if (s == 0) {
+          ptx::mma<W>(sum[m][i], a[0], a[1], a[2], a[3], w[i].x, w[i].y);
+        } else {
+          ptx::mma<W>(sum[m][i], a[0], a[1], a[2], a[3], w[i].z, w[i].w);
+        }
+      }
     }
   }
-}
-
-// Rows that a lane reads of a tile of 16 * kCodeTiles codes from `code` on; beyond the last code
-// that code again.
-template <class W, int kRows>
-__device__ __forceinline__ void code_rows(const W* weight, int hidden, int code, int num_codes,
-                                          const W* (&rows)[kRows]) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll
-  for (int i = 0; i < kRows; ++i)
-    rows[i] = weight + static_cast<int64_t>(min(code + 8 * i + g, num_codes - 1)) * hidden + 8 * t;
 }
 
 }  // namespace sidmlp::cuda::sm90

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kTwoBlocks = 113 * 1024;  // shared memory of which a multiprocessor holds two
 constexpr int kOneBlock = 227 * 1024;
-constexpr int kFixed = 1024;  // static shared memory of the kernel, rounded up
+constexpr int kFixed = 2048;  // static shared memory of the kernel, rounded up
 
 constexpr Cut kCuts[] = {
     {16, 8, 1},
@@ -47,12 +47,14 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   Shape s{};
   s.cluster = cut.cluster;
   s.group = cut.group;
-  s.team = std::max(1, cut.cluster / cut.group);
+  const int team = std::max(1, cut.cluster / cut.group);
+  while (1 << s.cluster_shift < cut.cluster) ++s.cluster_shift;
+  while (1 << s.team_shift < team) ++s.team_shift;
   s.users = std::max(1, cut.group / cut.cluster);
   s.rows = rows;
-  s.row_bytes = round_up(2 * hidden, 128) + 64;
+  s.row_bytes = round_up(2 * hidden, 128) + 16;  // eight rows lie in different banks
   s.context_bytes = round_up(2 * heads.dim, 128) + 32;
-  s.logit_stride = round_up(codes, 16) + 4;
+  s.logit_stride = round_up(codes, 32) + 8;  // as do four rows
   s.scratch = round_up(codes, 4);
   s.root_stride = round_up(heads.heads[0].num_codes, 4);
   s.key_capacity = keys;
@@ -82,7 +84,7 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
       s.logits_over_hidden ? std::max(row_bytes, logit_bytes) : row_bytes + logit_bytes;
   take(std::max({group_bytes, level_bytes, scratch_bytes}));
   s.root_logits = take(int64_t{4} * s.users * s.root_stride);
-  s.keys = take(int64_t{8} * keys * (s.team > 1 ? 2 : 1));
+  s.keys = take(int64_t{8} * keys * (team > 1 ? 2 : 1));
   s.beam_state = take(int64_t{2} * s.beams * 32);
   s.bins = take(4 * kBins);
   s.survivors = take(8 * kSurvivors);
@@ -111,7 +113,7 @@ Shape shape_of(const BeamDecodeProblem& problem) {
   const Cut cut = cut_of(problem);
   const int team = std::max(1, cut.cluster / cut.group);
   const int most = (problem.config.num_beams + team - 1) / team;
-  constexpr int kRows[] = {kMaxRows, 32, 16, 8}, kKeys[] = {4096, 3072, 2048};
+  constexpr int kRows[] = {kMaxRows, 56, 32, 16}, kKeys[] = {4096, 3072, 2048};
   Shape shape{};
   for (const int budget : {kTwoBlocks, kOneBlock}) {
     for (int i = 0; i < 4; ++i) {
@@ -126,10 +128,9 @@ Shape shape_of(const BeamDecodeProblem& problem) {
 }
 
 cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, cudaStream_t stream) {
-  const int pieces = (problem.heads.hidden_dim + 255) / 256;
-  const int vectors = pieces <= 2 ? pieces : pieces <= 4 ? 4 : 8;
+  const int hidden = problem.heads.hidden_dim;
   const void* kernel =
-      problem.heads.dtype == DType::kBFloat16 ? kernel_bf16(vectors) : kernel_fp16(vectors);
+      problem.heads.dtype == DType::kBFloat16 ? kernel_bf16(hidden) : kernel_fp16(hidden);
   // Always the same number: another thread may launch the same kernel with more meanwhile.
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            kOneBlock - kFixed);

@@ -10,7 +10,7 @@ namespace sidmlp::cuda::sm90 {
 
 constexpr int kMaxBeams = 128;
 constexpr int kMaxHidden = 2048;
-constexpr int kMaxRows = 56;   // hidden rows that are multiplied with the codes at once
+constexpr int kMaxRows = 64;   // hidden rows that are multiplied with the codes at once
 constexpr int kMaxGroup = 16;  // requests that share their first products
 constexpr int kBins = 1024;    // of the top-k's histogram
 constexpr int kSurvivors = 256;
@@ -28,8 +28,9 @@ struct Cut {
 
 // Byte offsets into dynamic shared memory.
 struct Shape {
-  int cluster, group, team, users;
-  int rows;          // hidden rows at once, 8, 16, 32 or 56
+  int cluster, group, users;
+  int cluster_shift, team_shift;  // cluster and team are powers of two
+  int rows;                       // hidden rows at once, at most kMaxRows
   int row_bytes;     // of a hidden row: H elements and a gap that spreads rows over banks
   int context_bytes;  // of a row of the contexts
   int logit_stride;  // floats of a row of logits

@@ -33,24 +33,24 @@ template <class Place>
 __device__ __forceinline__ int rank_keys(const BeamKey* from, int count, int most,
                                          const Place& place) {
   const int tid = static_cast<int>(threadIdx.x);
-  if (2 * count <= kThreads) {  // two threads a key
-    const int own = tid / 2;
-    const BeamKey key = own < count ? from[own] : kNoKey;
-    int rank = 0;
-    if (2 * (tid - lane_index()) < 4 * count) {
-#pragma unroll 4
-      for (int i = tid % 2; i < count; i += 2) rank += from[i] > key;
-      rank += __shfl_xor_sync(kAllLanes, rank, 1);
-    }
-    if (key != kNoKey && tid % 2 == 0 && rank < most) place(rank, key);
-    return min(__syncthreads_count(key != kNoKey && tid % 2 == 0), most);
-  }
-  const BeamKey key = tid < count ? from[tid] : kNoKey;
+  const bool two = 2 * count <= kThreads;  // threads a key
+  const int own = two ? tid / 2 : tid, step = two ? 4 : 2;
+  const BeamKey key = own < count ? from[own] : kNoKey;
   int rank = 0;
+  if ((two ? (tid & ~31) / 2 : (tid & ~31)) < count) {
+    const int even = count & ~1;
 #pragma unroll 4
-  for (int i = 0; i < count; ++i) rank += from[i] > key;
-  if (key != kNoKey && rank < most) place(rank, key);
-  return min(__syncthreads_count(key != kNoKey), most);
+    for (int i = two ? 2 * (tid % 2) : 0; i < even; i += step) {
+      const ulonglong2 pair = *reinterpret_cast<const ulonglong2*>(from + i);
+      rank += pair.x > key;
+      rank += pair.y > key;
+    }
+    if (even != count && !(two && tid % 2 == 1)) rank += from[even] > key;
+    if (two) rank += __shfl_xor_sync(kAllLanes, rank, 1);
+  }
+  const bool places = key != kNoKey && !(two && tid % 2 == 1);
+  if (places && rank < most) place(rank, key);
+  return min(__syncthreads_count(places), most);
 }
 
 struct Cutoff {
@@ -91,24 +91,24 @@ __device__ __forceinline__ Cutoff find_cutoff(const uint32_t* bins, int most) {
 }
 
 // The most-th greatest of more than `most` real keys, eight bits at a time. Leaves the bins zero.
-__device__ __noinline__ inline BeamKey nth_key(const TopK& top, const BeamKey* keys, int count,
+__device__ __noinline__ inline BeamKey nth_key(uint32_t* bins, const BeamKey* keys, int count,
                                                int most) {
   constexpr int kDigits = 256;
   const int tid = static_cast<int>(threadIdx.x), lane = lane_index();
   BeamKey prefix = 0;
   for (int shift = 56; shift >= 0; shift -= 8) {
     __syncthreads();
-    for (int i = tid; i < kBins; i += kThreads) top.bins[i] = 0;
+    for (int i = tid; i < kBins; i += kThreads) bins[i] = 0;
     __syncthreads();
     for (int i = tid; i < count; i += kThreads) {
       const BeamKey key = keys[i];
       if (key != kNoKey && (shift == 56 || key >> (shift + 8) == prefix))
-        atomicAdd(top.bins + (key >> shift) % kDigits, 1u);
+        atomicAdd(bins + (key >> shift) % kDigits, 1u);
     }
     __syncthreads();
     // Every warp: lane i has digits 255 - 8i .. 248 - 8i.
     int own = 0;
-    for (int i = 0; i < 8; ++i) own += static_cast<int>(top.bins[kDigits - 1 - 8 * lane - i]);
+    for (int i = 0; i < 8; ++i) own += static_cast<int>(bins[kDigits - 1 - 8 * lane - i]);
     int above = own;
     for (int distance = 1; distance < kWarp; distance *= 2) {
       const int other = __shfl_up_sync(kAllLanes, above, distance);
@@ -117,13 +117,13 @@ __device__ __noinline__ inline BeamKey nth_key(const TopK& top, const BeamKey* k
     const int owner = __ffs(static_cast<int>(__ballot_sync(kAllLanes, above >= most))) - 1;
     int before = __shfl_sync(kAllLanes, above - own, owner);
     int digit = kDigits - 1 - 8 * owner;
-    while (before + static_cast<int>(top.bins[digit]) < most)
-      before += static_cast<int>(top.bins[digit--]);
+    while (before + static_cast<int>(bins[digit]) < most)
+      before += static_cast<int>(bins[digit--]);
     most -= before;
     prefix = prefix << 8 | static_cast<BeamKey>(digit);
   }
   __syncthreads();
-  for (int i = tid; i < kBins; i += kThreads) top.bins[i] = 0;
+  for (int i = tid; i < kBins; i += kThreads) bins[i] = 0;
   return prefix;
 }
 
@@ -145,7 +145,7 @@ __device__ __forceinline__ int best_keys(const TopK& top, const BeamKey* keys, i
   BeamKey least = 0;
   int lowest = cutoff.bin;
   if (survivors > kSurvivors) {
-    least = nth_key(top, keys, count, most);
+    least = nth_key(top.bins, keys, count, most);
     lowest = 0;
     survivors = most;
   }
@@ -160,6 +160,22 @@ __device__ __forceinline__ int best_keys(const TopK& top, const BeamKey* keys, i
   survivors = min(*top.num_survivors, kSurvivors);
   const int found = rank_keys(top.survivors, survivors, most, place);
   if (tid == 0) *top.num_survivors = 0;  // published by the barrier before the next keys
+  return found;
+}
+
+// Moves the `most` best of `count` keys to the front; returns how many there are. Rare, and out of
+// line: its arguments are values, so that nothing of the caller's must lie in memory.
+__device__ __noinline__ inline int keep_best(uint32_t* bins, BeamKey* survivors, int* num_survivors,
+                                             BeamKey* keys, int count, int most) {
+  int place = -1;  // of a thread's key: the list is still read while places are found
+  BeamKey own = kNoKey;
+  const int found = best_keys(TopK{bins, survivors, num_survivors}, keys, count, most,
+                              [&](int rank, BeamKey key) {
+                                place = rank;
+                                own = key;
+                              });
+  if (place >= 0) keys[place] = own;
+  __syncthreads();
   return found;
 }
 

@@ -17,8 +17,8 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr float kLargestFinite = 3.402823466e38f;
 
-__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
-__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x / kWarp); }
+__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x % kWarp); }
 
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
@@ -73,12 +73,6 @@ __device__ __forceinline__ void widen_eight(const uint4& raw, float (&x)[8]) {
     x[2 * i] = two.x;
     x[2 * i + 1] = two.y;
   }
-}
-
-template <class W>
-__device__ __forceinline__ uint4 narrow_eight(const float* x) {
-  return {narrow_two<W>(x[0], x[1]), narrow_two<W>(x[2], x[3]), narrow_two<W>(x[4], x[5]),
-          narrow_two<W>(x[6], x[7])};
 }
 
 // x Phi(x), fitted to the precision of W.
