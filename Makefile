@@ -40,7 +40,7 @@ test: $(BUILT) $(TEST)
 lint: $(BUILT) $(TEST) $(LINT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(CLANG_FORMAT) --dry-run --Werror
+	git ls-files 'csrc/*' 'tests/*.cu' 'tests/native/*' | xargs $(CLANG_FORMAT) --dry-run --Werror
 	$(PY) -m mypy
 	$(PY) benchmarks/make_tables.py --check README.md
 	$(PY) benchmarks/make_tables.py --check docs/kernels.md
@@ -48,7 +48,7 @@ lint: $(BUILT) $(TEST) $(LINT)
 format: $(BUILT) $(LINT)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	git ls-files 'csrc/*' 'tests/*.cu' | xargs $(CLANG_FORMAT) -i
+	git ls-files 'csrc/*' 'tests/*.cu' 'tests/native/*' | xargs $(CLANG_FORMAT) -i
 
 benchmark: $(BUILT) $(TEST)
 	$(PY) benchmarks/bench_decode.py $(ARGS)
@@ -57,11 +57,22 @@ benchmark: $(BUILT) $(TEST)
 	$(PY) benchmarks/make_tables.py --update README.md
 	$(PY) benchmarks/make_tables.py --update docs/kernels.md
 
-# Tensors in allocations of their own, so that a read beyond one is seen. The tools slow kernels down
-# many times, hence another time limit.
+# Tensors in allocations of their own, so that a read beyond one is seen; first the kernels without
+# torch, in seconds. The tools slow kernels down many times, hence another time limit.
+NATIVE := build/native
 sanitize: $(BUILT) $(TEST)
+	export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
+	cmake -S . -B $(NATIVE) -DSIDMLP_NATIVE_TESTS=ON -DSIDMLP_LIBRARY_DIR=$(CURDIR)/$(NATIVE)/lib \
+	  -DPython_EXECUTABLE="$$($(PY) -c 'import sys; print(sys.executable)')" && \
+	cmake --build $(NATIVE) --target decode_check --parallel
 	for tool in memcheck racecheck initcheck synccheck; do \
 	  echo "compute-sanitizer --tool $$tool"; \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(NATIVE)/native/decode_check --small && \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(NATIVE)/native/decode_check --small \
+	    --cases 20 || exit 1; \
+	done
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  echo "compute-sanitizer --tool $$tool, pytest"; \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    --kernel-name-exclude kns=at::native $(PY) -m pytest -m sanitize -k "cuda or triton" \
 	    --require-cuda -o timeout=1800 $(ARGS) || exit 1; \

@@ -35,8 +35,10 @@ ISAS = ("plain", "avx2", "avx512")
 
 GPU_BACKENDS = [backend.name for backend in backends.BACKENDS if backend.device_type == "cuda"]
 
-# Backends whose activations are float32 whatever the dtype of the weights.
-FLOAT32_ACTIVATIONS = ("cpu", "cuda")
+
+def float32_activations(backend: str, dtype: str) -> bool:
+    """Whether all activations are float32. Tensor cores take them in the dtype of the weights."""
+    return backend == "cpu" or dtype == "fp32"
 
 
 def require_isa(isa: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import DTYPES, FLOAT32_ACTIVATIONS, GPU_BACKENDS, PUBLISHED, require_sizes
+from parity import DTYPES, GPU_BACKENDS, PUBLISHED, float32_activations, require_sizes
 from torch import Tensor
 from torch.autograd import DeviceType
 
@@ -29,7 +29,7 @@ as_the_cpu = pytest.mark.parametrize(
         (backend, dtype)
         for backend in GPU_BACKENDS
         for dtype in DTYPES
-        if backend in FLOAT32_ACTIVATIONS or dtype == "fp32"
+        if float32_activations(backend, dtype)
     ],
     indirect=["backend"],
 )

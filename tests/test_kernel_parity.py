@@ -1,9 +1,9 @@
 """Every backend against the fp64 reference, over all sizes: MUST <= result <= MAY (tier 3).
 
 eps, how far a score may be off, comes from tier 2 beforehand: twice what ordinary PyTorch in the
-same dtype is off by, and the rounding floor. bfloat16 and float16 kernels of backends that promise
-float32 activations are judged a second time against the packed weights in float64, where float32's
-eps applies and next to nothing can hide.
+same dtype is off by, and the rounding floor. bfloat16 and float16 kernels of the backend that keeps
+activations in float32 are judged a second time against the packed weights in float64, where the eps
+of float32 applies and next to nothing can hide.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import pytest
 import torch
 from parity import (
     DTYPES,
-    FLOAT32_ACTIVATIONS,
     ISAS,
     assert_within_bounds,
     decode,
+    float32_activations,
     require_isa,
     require_sizes,
     sanitized,
@@ -145,7 +145,7 @@ def test_decode_in_half_precision(
     where = f"{case}, {backend} {dtype}"
     eps = eps_of(case, DTYPES[dtype], DTYPES[dtype])
     assert_within_bounds(result, problem, eps, where=where, states=states)
-    if backend in FLOAT32_ACTIVATIONS:
+    if float32_activations(backend, dtype):
         eps = eps_of(case, torch.float32, DTYPES[dtype])
         exact = PackedModel(problem.packed(DTYPES[dtype]))
         where += ", packed weights"
@@ -186,7 +186,7 @@ def test_level_modes_do_not_matter(
         plan = problem.plan(backend, DTYPES[dtype], device=device, dense=flags)
         where = f"{case}, {backend} {dtype}, dense {flags}"
         result = decode(plan, problem)
-        if backend in FLOAT32_ACTIVATIONS:
+        if float32_activations(backend, dtype):
             sparse = sparse or result
             assert_results_equal(_tensors(result), _tensors(sparse), where=where)
         else:

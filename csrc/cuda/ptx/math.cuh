@@ -1,5 +1,5 @@
-// Fast functions of the multiprocessor's special unit, and loads that bypass the first-level cache:
-// one PTX instruction a function.
+// Fast functions of the multiprocessor's special unit, loads and copies: one PTX instruction a
+// function.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,12 @@ __device__ __forceinline__ uint4 load_once(const void* pointer) {
                : "l"(pointer));
   return x;
 }
+
+// 16 bytes from global to shared memory, past the registers; `wait_copies` waits for this thread's.
+__device__ __forceinline__ void copy_piece(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Not moved out of loops, where it would hold registers.
 __device__ __forceinline__ float4 load_here(const float* pointer) {

@@ -9,9 +9,9 @@
 namespace sidmlp::cuda::ptx {
 
 // sum [16, 8] += a [16, 16] b [16, 8], fp32 sums. With g = lane / 4 and t = lane % 4, a lane holds
-// a0: row g, k 2t and 2t + 1; a1: row g + 8; a2: row g, k 2t + 8 and 2t + 9; a3: row g + 8 of those;
-// b0: column g, k 2t and 2t + 1; b1: k 2t + 8 and 2t + 9;
-// sum: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+// a0: row g, k 2t and 2t + 1; a1: row g + 8; a2: row g, k 2t + 8 and 2t + 9; a3: row g + 8 of
+// those; b0: column g, k 2t and 2t + 1; b1: k 2t + 8 and 2t + 9; sum: (g, 2t), (g, 2t + 1), (g + 8,
+// 2t), (g + 8, 2t + 1).
 template <class W>
 __device__ __forceinline__ void mma(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                     uint32_t a3, uint32_t b0, uint32_t b1);
@@ -37,9 +37,9 @@ __device__ __forceinline__ void mma<__half>(float (&sum)[4], uint32_t a0, uint32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Four 8 x 8 matrices of 16-bit elements from shared memory: lanes 8i .. 8i + 7 hold the addresses of
-// the rows of matrix i, 16 bytes each. With rows 0-7 and 8-15 of k 0-7, then of k 8-15, these are the
-// registers a0 .. a3 of mma.
+// Four 8 x 8 matrices of 16-bit elements from shared memory: lanes 8i .. 8i + 7 hold the addresses
+// of the rows of matrix i, 16 bytes each. With rows 0-7 and 8-15 of k 0-7, then of k 8-15, these
+// are the registers a0 .. a3 of mma.
 __device__ __forceinline__ void load_matrices(uint32_t (&a)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])

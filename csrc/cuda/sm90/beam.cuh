@@ -14,7 +14,7 @@
 
 namespace sidmlp::cuda::sm90 {
 
-struct BeamState {  // in shared memory
+struct BeamState {               // in shared memory
   int first_key[kMaxBeams + 1];  // where the keys of each beam's children go; at the end their sum
   int heads[kMaxBeams];          // ranks of the beams that need a head, ascending
   int num_heads;
@@ -68,64 +68,90 @@ struct Search {
     for (int i = 0; i < team(); ++i) ptx::store_peer(ptx::peer_address(place, first + i), key);
   }
 
-  __device__ __forceinline__ BeamKey candidate(int level, float score,
-                                               int rank, int child, int ordinal) const {
+  __device__ __forceinline__ BeamKey candidate(int level, float score, int rank, int child,
+                                               int ordinal) const {
     if (!isfinite(score)) return kBroken;
-    if (level + 1 == trie().num_levels && !leaf_allowed(trie(), state.exclusion, child)) return kNoKey;
+    if (level + 1 == trie().num_levels && !leaf_allowed(trie(), state.exclusion, child))
+      return kNoKey;
     return make_beam_key(score, static_cast<uint32_t>(rank), static_cast<uint32_t>(ordinal));
   }
 
-  // Keys of one beam's children by one warp. `logits`: of every code, or, with `listed`, of the
-  // children in order.
-  __device__ __forceinline__ void offer_children(int level, int rank,
-                                                 int key, const float* logits, bool listed,
-                                                 bool shared) const {
-    const Beam* from = beams(level);
-    const int lane = lane_index(), count = from[rank].children;
-    const int first_child = from[rank].first_child;
+  // Keys of the children of up to four beams by one warp, eight lanes a beam; `rank` < 0: none.
+  // logits[code] are of every code; with `listed`, the child's logit lies where its key goes.
+  __device__ __forceinline__ void offer_children(int level, int rank, int key, const float* logits,
+                                                 bool listed, bool shared) const {
+    constexpr int kLanes = 8, kOwn = 4;  // children that a lane keeps
+    const int lane = lane_index() % kLanes;
+    const Beam* beam = beams(level) + max(rank, 0);
+    const int count = rank < 0 ? 0 : beam->children, first_child = beam->first_child;
     const int16_t* codes = trie().codes[level] + first_child;
     const float temperature = problem.config.temperature[level];
-    const bool over_codes = problem.config.codebook;
+    const BeamKey* own_keys = keys(level) + key;
     auto tempered = [=](float logit) { return temperature == 1.0f ? logit : logit / temperature; };
     auto logit_of = [=](int j) {
-      return tempered(logits[listed ? j : static_cast<int>(__ldg(codes + j))]);
+      return tempered(listed ? *reinterpret_cast<const float*>(own_keys + j)
+                             : logits[__ldg(codes + j)]);
     };
-    float own = -INFINITY;  // of child `lane`, kept: most beams have at most 32 children
-    if (lane < count) own = logit_of(lane);
+    float own[kOwn];
     bool finite = true;
-    float largest = -INFINITY, total = 0.0f;
+    float largest = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      own[i] = -INFINITY;
+      if (lane + kLanes * i < count) {
+        own[i] = logit_of(lane + kLanes * i);
+        finite = finite && isfinite(own[i]);
+        largest = fmaxf(largest, own[i]);
+      }
+    }
+    const bool over_codes = problem.config.codebook;
+    const int width = rank < 0 ? 0 : problem.heads.heads[level].num_codes;
     if (over_codes) {
-      const int width = problem.heads.heads[level].num_codes;
-      for (int c = lane; c < width; c += kWarp) {
+      for (int c = lane; c < width; c += kLanes) {
         const float logit = tempered(logits[c]);
         finite = finite && isfinite(logit);
         largest = fmaxf(largest, logit);
       }
-      largest = warp_max(largest);
-      for (int c = lane; c < width; c += kWarp) total += __expf(tempered(logits[c]) - largest);
     } else {
-      if (lane < count) finite = isfinite(own);
-      largest = own;
-      for (int j = lane + kWarp; j < count; j += kWarp) {
+      for (int j = lane + kLanes * kOwn; j < count; j += kLanes) {
         const float logit = logit_of(j);
         finite = finite && isfinite(logit);
         largest = fmaxf(largest, logit);
       }
-      largest = warp_max(largest);
-      if (lane < count) total = __expf(own - largest);
-      for (int j = lane + kWarp; j < count; j += kWarp) total += __expf(logit_of(j) - largest);
     }
-    const float log_total = __logf(warp_sum(total));
-    finite = __all_sync(kAllLanes, finite);
-    const float score = from[rank].score, weight = problem.config.level_weight[level];
-    for (int j = lane; j < count; j += kWarp) {
-      const float logit = j < kWarp ? own : logit_of(j);
+    __syncwarp();
+#pragma unroll
+    for (int distance = kLanes / 2; distance > 0; distance /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, distance));
+    float total = 0.0f;
+    if (over_codes) {
+      for (int c = lane; c < width; c += kLanes) total += __expf(tempered(logits[c]) - largest);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i)
+        if (lane + kLanes * i < count) total += __expf(own[i] - largest);
+      for (int j = lane + kLanes * kOwn; j < count; j += kLanes)
+        total += __expf(logit_of(j) - largest);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int distance = kLanes / 2; distance > 0; distance /= 2)
+      total += __shfl_xor_sync(kAllLanes, total, distance);
+    const unsigned wrong = __ballot_sync(kAllLanes, !finite) >> (lane_index() & ~(kLanes - 1));
+    finite = (wrong & ((1u << kLanes) - 1)) == 0;
+    const float log_total = __logf(total), score = beam->score;
+    const float weight = problem.config.level_weight[level];
+    auto offer = [&](int j, float logit) {
       const float log_probability = fmaxf((logit - largest) - log_total, -kLargestFinite);
       const float sum = fmaf(weight, log_probability, score);
-      const BeamKey found =
-          finite ? candidate(level, sum, rank, first_child + j, j) : kBroken;
-      store_key(level, key + j, found, shared);
-    }
+      store_key(level, key + j, finite ? candidate(level, sum, rank, first_child + j, j) : kBroken,
+                shared);
+    };
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i)
+      if (lane + kLanes * i < count) offer(lane + kLanes * i, own[i]);
+    for (int j = lane + kLanes * kOwn; j < count; j += kLanes) offer(j, logit_of(j));
+    __syncwarp();
   }
 
   // ---- cuts ----
@@ -136,8 +162,8 @@ struct Search {
     Beam* to = beams(level + 1);
     const int next = level + 1;
     const bool leaves = next == trie().num_levels;
-    const int found = best_keys(
-        top(), keys(level), count, problem.config.num_beams, [&](int rank, BeamKey key) {
+    const int found =
+        best_keys(top(), keys(level), count, problem.config.num_beams, [&](int rank, BeamKey key) {
           if (key == kBroken) {
             state.broken = 1;
             return;
@@ -234,8 +260,7 @@ struct Search {
     pass.end = pass.begin;
     pass.last_head = pass.first_head;
     while (pass.end < count && state.first_key[pass.end + 1] <= limit) {
-      const bool head =
-          pass.last_head < state.num_heads && state.heads[pass.last_head] == pass.end;
+      const bool head = pass.last_head < state.num_heads && state.heads[pass.last_head] == pass.end;
       if (head && pass.last_head - pass.first_head == most_heads) break;
       pass.last_head += head;
       ++pass.end;
@@ -266,24 +291,30 @@ struct Search {
     const HeadView& head = problem.heads.heads[level];
     const int g = lane_index() / 4, t = lane_index() % 4, codes = head.num_codes;
     const RowTiles<kRowTiles> rows(memory + shape.hidden, shape.row_bytes, count);
+    const int turns = (codes + kCodes * kWarps - 1) / (kCodes * kWarps);
 #pragma unroll 1
-    for (int code = kCodes * warp_index(); code < codes; code += kCodes * kWarps) {
-      const CodeTile<W, kCodeTiles> tile(static_cast<const W*>(head.out_weight), hidden(), code,
-                                         codes);
+    for (int turn = 0; turn < turns; ++turn) {
+      const int code = kCodes * (kWarps * turn + warp_index());
+      const bool active = code < codes;
       float sum[kRowTiles][kCodeTiles][4] = {};
-      uint4 now[kCodeTiles], next[kCodeTiles];  // the next weights are on their way meanwhile
-      tile.load(now, 0);
+      if (active) {
+        const CodeTile<W, kCodeTiles> tile(static_cast<const W*>(head.out_weight), hidden(), code,
+                                           codes);
+        uint4 now[kCodeTiles], next[kCodeTiles];  // the next weights are on their way meanwhile
+        tile.load(now, 0);
 #pragma unroll kUnroll
-      for (int k = 0; k < hidden(); k += 64) {
-        tile.load(next, min(k + 32, hidden() - 32));
-        multiply_rows<W, kRowTiles, kCodeTiles>(rows, k, now, sum);
-        if (k + 32 >= hidden()) break;
-        tile.load(now, min(k + 64, hidden() - 32));
-        multiply_rows<W, kRowTiles, kCodeTiles>(rows, k + 32, next, sum);
+        for (int k = 0; k < hidden(); k += 64) {
+          tile.load(next, min(k + 32, hidden() - 32));
+          multiply_rows<W, kRowTiles, kCodeTiles>(rows, k, now, sum);
+          if (k + 32 >= hidden()) break;
+          tile.load(now, min(k + 64, hidden() - 32));
+          multiply_rows<W, kRowTiles, kCodeTiles>(rows, k + 32, next, sum);
+        }
       }
-      if (shape.logits_over_hidden) __syncthreads();  // one turn of this loop for every warp
-      auto* to = reinterpret_cast<float*>(memory + shape.logits) + g * shape.logit_stride + code +
-                 2 * t;
+      if (shape.logits_over_hidden) __syncthreads();  // the only turn; rows have been read
+      if (!active) continue;
+      auto* to =
+          reinterpret_cast<float*>(memory + shape.logits) + g * shape.logit_stride + code + 2 * t;
       float2 bias[kCodeTiles];
 #pragma unroll
       for (int i = 0; i < kCodeTiles; ++i) {
@@ -318,15 +349,28 @@ struct Search {
     const int num_heads = pass.last_head - pass.first_head, team = 1 << team_shift;
     const int own = (num_heads - rank_in_team + team - 1) >> team_shift;
     const int most = (num_heads + team - 1) >> team_shift;
+    // Where a warp has several rows, the first code's row of each table waits where the hidden row
+    // goes, so that all of them are on their way at once.
+    char* place = memory + shape.hidden + warp_index() * shape.row_bytes;
+    const int num_staged = own > kWarps ? 1 : 0;
+    if (num_staged > 0) {
+#pragma unroll 1
+      for (int row = warp_index(); row < own; row += kWarps)
+        stage_row<W, kVectors, kFull>(problem.heads, level,
+                                      Prefix{from[heads[row << team_shift]].prefix},
+                                      memory + shape.hidden + row * shape.row_bytes, 0, 1);
+      ptx::wait_copies();
+      __syncwarp();
+    }
 #pragma unroll 1
     for (int row = warp_index(); row < own; row += kWarps) {
       HiddenRow<kVectors, kFull> values;
       hidden_row<W>(problem.heads, level, first_part(level),
-                    Prefix{from[heads[row << team_shift]].prefix}, values);
-      char* place = memory + shape.hidden + row * shape.row_bytes;
-      for_words<W>(values, hidden(), [&](int at, uint32_t word) {
-        *reinterpret_cast<uint32_t*>(place + at) = word;
-      });
+                    Prefix{from[heads[row << team_shift]].prefix}, place, 0, num_staged, values);
+      __syncwarp();
+      for_words<W>(values, hidden(),
+                   [&](int at, uint32_t word) { *reinterpret_cast<uint32_t*>(place + at) = word; });
+      place += kWarps * shape.row_bytes;
     }
     __syncthreads();
     if (most <= 16) {
@@ -336,16 +380,14 @@ struct Search {
     } else {
       row_logits<4>(level, own);
     }
-    // Warps without codes still meet the barrier inside row_logits.
-    if (shape.logits_over_hidden && 32 * warp_index() >= problem.heads.heads[level].num_codes)
-      __syncthreads();
     __syncthreads();
     const auto* logits = reinterpret_cast<const float*>(memory + shape.logits);
 #pragma unroll 1
-    for (int row = warp_index(); row < own; row += kWarps) {
-      const int rank = heads[row << team_shift];
-      offer_children(level, rank, key_of(pass, rank), logits + row * shape.logit_stride, false,
-                     team_shift > 0);
+    for (int base = 4 * warp_index(); base < own; base += 4 * kWarps) {
+      const int row = base + lane_index() / 8;
+      const int rank = row < own ? heads[row << team_shift] : -1;
+      offer_children(level, rank, key_of(pass, max(rank, pass.begin)),
+                     logits + row * shape.logit_stride, false, team_shift > 0);
     }
   }
 
@@ -355,30 +397,54 @@ struct Search {
     const Beam* from = beams(level);
     const HeadView& head = problem.heads.heads[level];
     const W* weight = static_cast<const W*>(head.out_weight);
-    const int lane = lane_index();
-    float* logits = reinterpret_cast<float*>(memory + shape.hidden) + warp_index() * shape.scratch;
+    const int lane = lane_index(), step = kWarps << team_shift;
+    const int begin = pass.first_head + rank_in_team + (warp_index() << team_shift);
+    // All heads' rows of tables on their way at once, where there are several and room for them.
+    const int own_heads = (pass.last_head - pass.first_head + (1 << team_shift) - 1) >> team_shift;
+    const int turns = (own_heads + kWarps - 1) / kWarps;
+    const int num_staged = turns > 1 && turns * kWarps * level <= shape.rows ? level : 0;
+    char* staged = memory + shape.hidden + warp_index() * level * shape.row_bytes;
+    const int staged_step = kWarps * level * shape.row_bytes;
+    if (num_staged > 0) {
+      char* to = staged;
 #pragma unroll 1
-    for (int i = pass.first_head + rank_in_team + (warp_index() << team_shift); i < pass.last_head;
-         i += kWarps << team_shift) {
-      const int rank = state.heads[i], count = from[rank].children;
-      const int16_t* codes = trie().codes[level] + from[rank].first_child;
-      HiddenRow<kVectors, kFull> values;
-      hidden_row<W>(problem.heads, level, first_part(level), Prefix{from[rank].prefix}, values);
-      __syncwarp();  // the last beam's logits have been read
+      for (int i = begin; i < pass.last_head; i += step, to += staged_step)
+        stage_row<W, kVectors, kFull>(problem.heads, level, Prefix{from[state.heads[i]].prefix}, to,
+                                      shape.row_bytes, level);
+      ptx::wait_copies();
+      __syncwarp();
+    }
 #pragma unroll 1
-      for (int j = 0; j < count; j += 4) {
-        const int mine = j + lane / 8;
-        const int code = __ldg(codes + min(mine, count - 1));
-        const float bias = __ldg(head.out_bias + code);
-        const W* rows[4];
+    for (int base = begin; base < pass.last_head; base += 4 * step) {
+      const int end = min(base + 4 * step, pass.last_head);
+#pragma unroll 1
+      for (int i = base; i < end; i += step) {
+        const int rank = state.heads[i], count = from[rank].children;
+        const int16_t* codes = trie().codes[level] + from[rank].first_child;
+        BeamKey* logits = keys(level) + key_of(pass, rank);
+        HiddenRow<kVectors, kFull> values;
+        hidden_row<W>(problem.heads, level, first_part(level), Prefix{from[rank].prefix}, staged,
+                      shape.row_bytes, num_staged, values);
+        staged += staged_step;
+#pragma unroll 1
+        for (int j = 0; j < count; j += 4) {
+          const int mine = j + lane / 8;
+          const int code = __ldg(codes + min(mine, count - 1));
+          const float bias = __ldg(head.out_bias + code);
+          const W* rows[4];
 #pragma unroll
-        for (int n = 0; n < 4; ++n)
-          rows[n] = weight + static_cast<uint32_t>(__shfl_sync(kAllLanes, code, 8 * n) * hidden());
-        const float dot = four_dots<W>(values, hidden(), rows);
-        if (lane % 8 == 0 && mine < count) logits[mine] = dot + bias;
+          for (int n = 0; n < 4; ++n)
+            rows[n] =
+                weight + static_cast<uint32_t>(__shfl_sync(kAllLanes, code, 8 * n) * hidden());
+          const float dot = four_dots<W>(values, hidden(), rows);
+          if (lane % 8 == 0 && mine < count) *reinterpret_cast<float*>(logits + mine) = dot + bias;
+        }
       }
       __syncwarp();
-      offer_children(level, rank, key_of(pass, rank), logits, true, team_shift > 0);
+      const int mine = base + lane / 8 * step;
+      const int rank = mine < end ? state.heads[mine] : -1;
+      offer_children(level, rank, key_of(pass, max(rank, pass.begin)), nullptr, true,
+                     team_shift > 0);
     }
   }
 

@@ -1,9 +1,9 @@
-// The kernels for bf16 weights.
+// beam_decode with bf16 weights.
 #include "cuda/sm90/kernel.cuh"
 #include "cuda/sm90/kernels.h"
 
 namespace sidmlp::cuda::sm90 {
 
-const void* kernel_bf16(int hidden) { return kernel_of<__nv_bfloat16>(hidden); }
+const void* beam_decode_bf16(int hidden) { return kernel_of<__nv_bfloat16, false>(hidden); }
 
 }  // namespace sidmlp::cuda::sm90

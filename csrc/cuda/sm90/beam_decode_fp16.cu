@@ -1,9 +1,9 @@
-// The kernels for fp16 weights.
+// beam_decode with fp16 weights.
 #include "cuda/sm90/kernel.cuh"
 #include "cuda/sm90/kernels.h"
 
 namespace sidmlp::cuda::sm90 {
 
-const void* kernel_fp16(int hidden) { return kernel_of<__half>(hidden); }
+const void* beam_decode_fp16(int hidden) { return kernel_of<__half, false>(hidden); }
 
 }  // namespace sidmlp::cuda::sm90

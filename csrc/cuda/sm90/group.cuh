@@ -1,6 +1,6 @@
-// What the requests of a cluster compute together: context parts of every head's first layer and the
-// logits of level 1. Each block computes some of the columns for all requests and stores them in the
-// shared memory of the blocks that need them.
+// What the requests of a cluster compute together: context parts of every head's first layer and
+// the logits of level 1. Each block computes some of the columns for all requests and stores them
+// in the shared memory of the blocks that need them.
 #pragma once
 
 #include "cuda/ptx/cluster.cuh"
@@ -89,7 +89,7 @@ __device__ __forceinline__ void root_rows(const HeadsView& heads, const Group& g
     const int request = group.request_of(slot);
     if (request >= group.requests) continue;
     HiddenRow<kVectors, kFull> values;
-    hidden_row<W>(heads, 0, group.first(slot, width), Prefix{}, values);
+    hidden_row<W>(heads, 0, group.first(slot, width), Prefix{}, nullptr, 0, 0, values);
     char* place = group.memory + shape.hidden + request * shape.row_bytes;
     for_words<W>(values, heads.hidden_dim, [&](int at, uint32_t word) {
       if (shape.group == 1) {  // the whole cluster is this request's team

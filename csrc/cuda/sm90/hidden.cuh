@@ -1,5 +1,5 @@
-// A hidden row by one warp, in registers: h = GELU(LN(first + sum_j P_{l,j}[c_j])), where `first` is
-// the context part of the first layer.
+// A hidden row by one warp, in registers: h = GELU(LN(first + sum_j P_{l,j}[c_j])), where `first`
+// is the context part of the first layer.
 #pragma once
 
 #include "cuda/sm90/products.cuh"
@@ -31,9 +31,13 @@ struct HiddenRow {
   float x[kVectors][8];
 };
 
+// `staged`: rows of the prefix tables of the first `num_staged` codes are in shared memory already,
+// staged_bytes apart.
 template <class W, int kVectors, bool kFull>
 __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, const float* first,
-                                           const Prefix& prefix, HiddenRow<kVectors, kFull>& row) {
+                                           const Prefix& prefix, const char* staged,
+                                           int staged_bytes, int num_staged,
+                                           HiddenRow<kVectors, kFull>& row) {
   const int lane = lane_index(), hidden = kFull ? 8 * kWarp * kVectors : heads.hidden_dim;
   const HeadView& head = heads.heads[level];
   const W* table = static_cast<const W*>(head.prefix_table);
@@ -55,8 +59,7 @@ __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, co
     const auto at = static_cast<uint32_t>((offset + prefix.code(j)) * hidden + 8 * lane);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v)
-      if (inside[v])
-        raw[v] = __ldg(reinterpret_cast<const uint4*>(table + at + 8 * kWarp * v));
+      if (inside[v]) raw[v] = __ldg(reinterpret_cast<const uint4*>(table + at + 8 * kWarp * v));
     offset += heads.heads[j].num_codes;
   };
   auto add = [&](const uint4(&raw)[kVectors]) {
@@ -69,20 +72,19 @@ __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, co
       for (int i = 0; i < 8; ++i) row.x[v][i] += entry[i];
     }
   };
-  // Three rows in flight where registers allow.
-  if (kVectors <= 2) {
-    uint4 raw[3][kVectors];
-    if (level > 0) load(0, raw[0]);
-    if (level > 1) load(1, raw[1]);
-    if (level > 2) load(2, raw[2]);
-    if (level > 0) add(raw[0]);
-    if (level > 1) add(raw[1]);
-    if (level > 2) add(raw[2]);
-  }
 #pragma unroll 1
-  for (int j = kVectors <= 2 ? 3 : 0; j < level; ++j) {
+  for (int j = 0; j < level; ++j) {
     uint4 raw[kVectors];
-    load(j, raw);
+    if (j < num_staged) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v)
+        if (inside[v])
+          raw[v] =
+              *reinterpret_cast<const uint4*>(staged + j * staged_bytes + 16 * (kWarp * v + lane));
+      offset += heads.heads[j].num_codes;
+    } else {
+      load(j, raw);
+    }
     add(raw);
   }
 
@@ -126,6 +128,26 @@ __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, co
   }
 }
 
+// Begins to copy the rows of the prefix tables of the first `num_staged` codes to `staged`.
+template <class W, int kVectors, bool kFull>
+__device__ __forceinline__ void stage_row(const HeadsView& heads, int level, const Prefix& prefix,
+                                          char* staged, int staged_bytes, int num_staged) {
+  const int lane = lane_index(), hidden = kFull ? 8 * kWarp * kVectors : heads.hidden_dim;
+  const W* table = static_cast<const W*>(heads.heads[level].prefix_table);
+  int offset = 0;
+#pragma unroll 1
+  for (int j = 0; j < num_staged; ++j) {
+    const W* from = table + static_cast<uint32_t>((offset + prefix.code(j)) * hidden);
+    const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(staged + j * staged_bytes));
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int at = 8 * (kWarp * v + lane);
+      if (kFull || at < hidden) ptx::copy_piece(to + 2 * at, from + at);
+    }
+    offset += heads.heads[j].num_codes;
+  }
+}
+
 // body(byte offset, word) for the 4-byte words of the row in W, where RowWords places them.
 template <class W, int kVectors, bool kFull, class Body>
 __device__ __forceinline__ void for_words(const HiddenRow<kVectors, kFull>& row, int hidden,
@@ -136,8 +158,7 @@ __device__ __forceinline__ void for_words(const HiddenRow<kVectors, kFull>& row,
     if (!kFull && at >= hidden) continue;
     const RowWords words(at);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      body(words[i], narrow_two<W>(row.x[v][2 * i], row.x[v][2 * i + 1]));
+    for (int i = 0; i < 4; ++i) body(words[i], narrow_two<W>(row.x[v][2 * i], row.x[v][2 * i + 1]));
   }
 }
 

@@ -1,12 +1,14 @@
 // beam_decode and decode_states for compute capability 9.0, half-precision weights: one launch.
 //
 //   cluster of blocks, a group of requests        block (or team of blocks), one request at a time
+//   states -> contexts (decode_states)
 //   contexts -> first layers of all heads         cut level 1 -> level 2 -> .. -> level L -> items
 //            -> hidden rows -> logits of level 1
 //
 // Blocks of 256 threads, two on a multiprocessor.
 #pragma once
 
+#include "cuda/readout.cuh"
 #include "cuda/sm90/beam.cuh"
 #include "cuda/sm90/group.cuh"
 
@@ -17,7 +19,50 @@ __device__ __forceinline__ void cluster_barrier() {
   ptx::cluster_wait();
 }
 
-template <class W, int kVectors, bool kFull>
+// Contexts of the group, from the caller or from its states -> shared memory of every block. The
+// readout is csrc/cuda/readout.cuh, a block per request; the arrays of the levels are not in use
+// yet.
+template <class W, bool kStates>
+__device__ __forceinline__ void group_contexts(const BeamDecodeProblem& problem, const Group& group,
+                                               int64_t begin, int* warp_counts) {
+  const Shape& shape = group.shape;
+  const int dim = problem.heads.dim, tid = static_cast<int>(threadIdx.x);
+  char* rows = group.memory + shape.contexts;
+  if constexpr (!kStates) {
+    const float* context = problem.context + begin * dim;  // at any address
+    for (int i = 2 * tid; i < group.requests * dim; i += 2 * kThreads) {
+      const int request = i / dim, column = i % dim;
+      *reinterpret_cast<uint32_t*>(rows + request * shape.context_bytes + 2 * column) =
+          narrow_two<W>(__ldg(context + i), __ldg(context + i + 1));
+    }
+    __syncthreads();
+    ptx::cluster_wait();
+  } else {
+    const Memory scratch{group.memory + shape.hidden, nullptr};
+    auto* context = scratch.at<float>(shape.readout.context);
+    ptx::cluster_wait();
+    // Blocks that will hold different requests read them out.
+    const int first = static_cast<int>(group.block) >> shape.team_shift;
+    const bool reads = (static_cast<int>(group.block) & ((1 << shape.team_shift) - 1)) == 0;
+    for (int request = first; reads && request < group.requests;
+         request += shape.cluster >> shape.team_shift) {
+      context_readout<W>(problem.readout, problem.states, begin + request, scratch,
+                         shape.readout.readout, scratch.at<float4>(shape.readout.partial),
+                         warp_counts, context);
+      for (int i = 2 * tid; i < dim; i += 2 * kThreads) {
+        const uint32_t word = narrow_two<W>(context[i], context[i + 1]);
+        for (int to = 0; to < shape.cluster; ++to)
+          ptx::store_peer(ptx::peer_address(rows + request * shape.context_bytes + 2 * i,
+                                            static_cast<uint32_t>(to)),
+                          word);
+      }
+      __syncthreads();
+    }
+    cluster_barrier();
+  }
+}
+
+template <class W, int kVectors, bool kFull, bool kStates>
 __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
     beam_decode_sm90_kernel(const __grid_constant__ BeamDecodeProblem problem,
                             const __grid_constant__ Shape shape) {
@@ -31,18 +76,10 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
       static_cast<int>(min(static_cast<int64_t>(shape.group), problem.batch - begin));
   const Group group{shape, memory, ptx::cluster_rank(), requests};
 
+  group_contexts<W, kStates>(problem, group, begin, state.heads);
   for (int i = tid; i < kBins; i += kThreads)
     reinterpret_cast<uint32_t*>(memory + shape.bins)[i] = 0;
   if (tid == 0) state.num_survivors = 0;
-  for (int i = 4 * tid; i < requests * heads.dim; i += 4 * kThreads) {
-    const int request = i / heads.dim, column = i % heads.dim;
-    const float4 x = *reinterpret_cast<const float4*>(problem.context + begin * heads.dim + i);
-    *reinterpret_cast<uint2*>(memory + shape.contexts + request * shape.context_bytes +
-                              2 * column) = {narrow_two<W>(x.x, x.y), narrow_two<W>(x.z, x.w)};
-  }
-  __syncthreads();
-  ptx::cluster_wait();
-
   if (shape.group <= 8) {
     context_parts<W, 1>(heads, group);
   } else {
@@ -60,21 +97,22 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
 
   for (int slot = 0; slot < shape.users; ++slot) {
     const int request = group.request_of(slot);
-    Search<W, kVectors, kFull> search{problem,     shape, memory, state, group.block,
-                               group.first(slot, width)};
+    Search<W, kVectors, kFull> search{problem, shape,       memory,
+                                      state,   group.block, group.first(slot, width)};
     search.run(request < requests ? begin + request : -1, group.root_logits(slot));
   }
   if (shape.team_shift > 0) cluster_barrier();  // others may still store keys here
 }
 
 // The published width has a kernel of its own, whose strides and trip counts the compiler knows.
-template <class W>
+template <class W, bool kStates>
 const void* kernel_of(int hidden) {
-  if (hidden == 512) return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, true>);
-  if (hidden <= 256) return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 1, false>);
-  if (hidden <= 512) return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, false>);
-  if (hidden <= 1024) return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 4, false>);
-  return reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 8, false>);
+  const void* kernels[] = {
+      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, true, kStates>),
+      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, false, kStates>),
+      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 4, false, kStates>),
+      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 8, false, kStates>)};
+  return kernels[hidden == 512 ? 0 : hidden <= 512 ? 1 : hidden <= 1024 ? 2 : 3];
 }
 
 }  // namespace sidmlp::cuda::sm90

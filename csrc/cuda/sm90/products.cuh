@@ -63,9 +63,9 @@ __device__ __forceinline__ void input_major_product(const W* weight, int64_t str
 // ---- rows of activations times a weight matrix with a row per column ----
 //
 // A lane reads 16 bytes of a weight row: k 8t .. 8t + 7 of each 32, the right operand of two steps.
-// Rows of activations lie in shared memory so that load_matrices finds the same k in the same place:
-// element 8t + 4s + 2h + e of each 32 is element 2t + e of piece 2s + h of 16 bytes. In the second two
-// of each four 32s, s is 1 - s, which spreads stores over banks.
+// Rows of activations lie in shared memory so that load_matrices finds the same k in the same
+// place: element 8t + 4s + 2h + e of each 32 is element 2t + e of piece 2s + h of 16 bytes. In the
+// second two of each four 32s, s is 1 - s, which spreads stores over banks.
 
 // Where the 4-byte words of elements at .. at + 7 go, as byte offsets into the row.
 struct RowWords {
@@ -86,7 +86,8 @@ struct CodeTile {
     const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
     for (int i = 0; i < kCodeTiles; ++i)
-      rows[i] = weight + static_cast<int64_t>(min(code + 8 * i + g, num_codes - 1)) * hidden + 8 * t;
+      rows[i] =
+          weight + static_cast<int64_t>(min(code + 8 * i + g, num_codes - 1)) * hidden + 8 * t;
   }
   __device__ __forceinline__ void load(uint4 (&piece)[kCodeTiles], int k) const {
 #pragma unroll
@@ -104,9 +105,9 @@ struct RowTiles {
     const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(rows));
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
-      address[m] = base + static_cast<uint32_t>(
-                              max(min(16 * m + lane_index() % 16, count - 1), 0) * row_bytes +
-                              16 * (lane_index() / 16));
+      address[m] = base + static_cast<uint32_t>(max(min(16 * m + lane_index() % 16, count - 1), 0) *
+                                                    row_bytes +
+                                                16 * (lane_index() / 16));
   }
 };
 

@@ -15,11 +15,7 @@ constexpr int kOneBlock = 227 * 1024;
 constexpr int kFixed = 2048;  // static shared memory of the kernel, rounded up
 
 constexpr Cut kCuts[] = {
-    {16, 8, 1},
-    {32, 8, 2},
-    {64, 8, 4},
-    {128, 8, 8},
-    {INT32_MAX, 8, 16},
+    {16, 8, 1}, {32, 8, 2}, {64, 4, 2}, {264, 2, 2}, {INT32_MAX, 2, 4},
 };
 
 int round_up(int64_t n, int multiple) {
@@ -55,7 +51,6 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   s.row_bytes = round_up(2 * hidden, 128) + 16;  // eight rows lie in different banks
   s.context_bytes = round_up(2 * heads.dim, 128) + 32;
   s.logit_stride = round_up(codes, 32) + 8;  // as do four rows
-  s.scratch = round_up(codes, 4);
   s.root_stride = round_up(heads.heads[0].num_codes, 4);
   s.key_capacity = keys;
   s.beams = round_up(problem.config.num_beams, 32);
@@ -78,17 +73,24 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   const int64_t group_bytes = s.partial - s.hidden + int64_t{4} * own_tiles * 4 * 16 * kMaxGroup;
   const int64_t row_bytes = round_up(int64_t{rows} * s.row_bytes, 128);
   const int64_t logit_bytes = int64_t{4} * rows * s.logit_stride;
-  const int64_t scratch_bytes = int64_t{4} * (kThreads / 32) * s.scratch;
   s.logits = s.hidden + (s.logits_over_hidden ? 0 : static_cast<int>(row_bytes));
   const int64_t level_bytes =
       s.logits_over_hidden ? std::max(row_bytes, logit_bytes) : row_bytes + logit_bytes;
-  take(std::max({group_bytes, level_bytes, scratch_bytes}));
+  take(std::max(group_bytes, level_bytes));
   s.root_logits = take(int64_t{4} * s.users * s.root_stride);
   s.keys = take(int64_t{8} * keys * (team > 1 ? 2 : 1));
   s.beam_state = take(int64_t{2} * s.beams * 32);
   s.bins = take(4 * kBins);
   s.survivors = take(8 * kSurvivors);
   s.shared_bytes = at;
+  if (problem.context == nullptr) {
+    LayoutBuilder builder;
+    s.readout.partial = builder.take<float>(partial_floats());
+    s.readout.context = builder.take<float>(padded(heads.dim));
+    s.readout.readout = readout_layout(problem.readout, problem.states.tokens, builder);
+    s.readout.footprint = footprint_of(builder);
+    s.shared_bytes = std::max(at, s.hidden + round_up(s.readout.footprint.shared, 128));
+  }
   return s;
 }
 
@@ -96,7 +98,6 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
 
 const char* why_not(const BeamDecodeProblem& problem) {
   const HeadsView& heads = problem.heads;
-  if (problem.context == nullptr) return "states are read by the plain kernel";
   if (heads.dtype == DType::kFloat32) return "float32 weights take the plain kernel";
   if (heads.num_blocks != 1) return "further blocks of a head take the plain kernel";
   if (heads.hidden_dim % 32 != 0 || heads.hidden_dim > kMaxHidden)
@@ -105,7 +106,8 @@ const char* why_not(const BeamDecodeProblem& problem) {
   if (problem.config.num_beams > kMaxBeams) return "more than 128 beams";
   if (widest(problem) > 1024) return "more than 1024 codes";
   const Shape shape = shape_of(problem);
-  if (shape.shared_bytes + kFixed > kOneBlock) return "too wide for shared memory";
+  if (shape.shared_bytes + kFixed > kOneBlock || shape.readout.footprint.workspace > 0)
+    return "too wide for shared memory";
   return nullptr;
 }
 
@@ -129,11 +131,13 @@ Shape shape_of(const BeamDecodeProblem& problem) {
 
 cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, cudaStream_t stream) {
   const int hidden = problem.heads.hidden_dim;
-  const void* kernel =
-      problem.heads.dtype == DType::kBFloat16 ? kernel_bf16(hidden) : kernel_fp16(hidden);
+  const bool bf16 = problem.heads.dtype == DType::kBFloat16;
+  const void* kernel = problem.context != nullptr
+                           ? (bf16 ? beam_decode_bf16(hidden) : beam_decode_fp16(hidden))
+                           : (bf16 ? decode_states_bf16(hidden) : decode_states_fp16(hidden));
   // Always the same number: another thread may launch the same kernel with more meanwhile.
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           kOneBlock - kFixed);
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kOneBlock - kFixed);
   if (error != cudaSuccess) return error;
   const int64_t clusters = (problem.batch + shape.group - 1) / shape.group;
   cudaLaunchAttribute cluster{};

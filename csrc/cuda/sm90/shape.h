@@ -31,16 +31,16 @@ struct Shape {
   int cluster, group, users;
   int cluster_shift, team_shift;  // cluster and team are powers of two
   int rows;                       // hidden rows at once, at most kMaxRows
-  int row_bytes;     // of a hidden row: H elements and a gap that spreads rows over banks
+  int row_bytes;      // of a hidden row: H elements and a gap that spreads rows over banks
   int context_bytes;  // of a row of the contexts
-  int logit_stride;  // floats of a row of logits
-  int root_stride;   // floats of the logits of level 1
-  int scratch;       // floats of a warp's logits at a sparse level
+  int logit_stride;   // floats of a row of logits
+  int root_stride;    // floats of the logits of level 1
   int key_capacity;
   int beams;  // num_beams, rounded up to 32
   bool logits_over_hidden;
   // float [users][L * Hp], W [group][..], ..
   int first, contexts, hidden, logits, partial, root_logits, keys, beam_state, bins, survivors;
+  ContextReadoutLayout readout;  // decode_states: from `hidden` on, before the levels begin
   int shared_bytes;
 };
 

@@ -117,8 +117,7 @@ __device__ __noinline__ inline BeamKey nth_key(uint32_t* bins, const BeamKey* ke
     const int owner = __ffs(static_cast<int>(__ballot_sync(kAllLanes, above >= most))) - 1;
     int before = __shfl_sync(kAllLanes, above - own, owner);
     int digit = kDigits - 1 - 8 * owner;
-    while (before + static_cast<int>(bins[digit]) < most)
-      before += static_cast<int>(bins[digit--]);
+    while (before + static_cast<int>(bins[digit]) < most) before += static_cast<int>(bins[digit--]);
     most -= before;
     prefix = prefix << 8 | static_cast<BeamKey>(digit);
   }

@@ -1,0 +1,167 @@
+// The CUDA kernels of csrc/cuda on one problem. Every array is an allocation of its own, as long as
+// the array and no longer, so that compute-sanitizer sees an access beyond it. Results begin as
+// garbage.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/launch.h"
+#include "native/judge.h"
+
+namespace sidmlp::native {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " +
+                             cudaGetErrorString(error));
+}
+
+// Device memory; freed with its last owner.
+class DeviceArrays {
+ public:
+  DeviceArrays() = default;
+  DeviceArrays(const DeviceArrays&) = delete;
+  DeviceArrays& operator=(const DeviceArrays&) = delete;
+  ~DeviceArrays() {
+    for (void* pointer : pointers_) cudaFree(pointer);
+  }
+
+  void* allocate(size_t bytes) {
+    if (bytes == 0) return nullptr;
+    void* pointer = nullptr;
+    check(cudaMalloc(&pointer, bytes), "cudaMalloc");
+    pointers_.push_back(pointer);
+    return pointer;
+  }
+  void* filled(size_t bytes, int byte) {
+    void* pointer = allocate(bytes);
+    if (bytes > 0) check(cudaMemset(pointer, byte, bytes), "cudaMemset");
+    return pointer;
+  }
+  const void* copy_of(const void* host, size_t bytes) {
+    void* pointer = allocate(bytes);
+    if (bytes > 0) check(cudaMemcpy(pointer, host, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+    return pointer;
+  }
+
+ private:
+  std::vector<void*> pointers_;
+};
+
+template <class T>
+void copy_back(std::vector<T>& host, const void* device) {
+  check(cudaMemcpy(host.data(), device, host.size() * sizeof(T), cudaMemcpyDeviceToHost),
+        "cudaMemcpy");
+}
+
+class CudaDecoder {
+ public:
+  explicit CudaDecoder(const Problem& problem)
+      : problem_(problem), views_(views_of(problem, [this](const Array& array) {
+          return arrays_.copy_of(array.bytes.data(), array.bytes.size());
+        })) {}
+
+  // Requests [first, first + batch). poison: the workspace begins as NaN; else it stays as it was
+  // allocated, for initcheck to watch.
+  Results decode(bool poison, int first, int batch) const {
+    const Case& s = problem_.sizes;
+    cuda::BeamDecode op{};
+    op.problem.batch = batch;
+    op.problem.heads = views_.heads;
+    op.problem.trie = views_.trie;
+    op.problem.config = problem_.config;
+    op.problem.exclude = views_.exclude;
+    if (views_.exclude.offsets != nullptr) op.problem.exclude.offsets += first;
+    op.problem.num_excluded = problem_.num_excluded;
+    if (problem_.from_states()) {
+      op.problem.readout = views_.readout;
+      op.problem.states = states_from(first);
+    } else {
+      op.problem.context = views_.context + static_cast<int64_t>(first) * s.dim;
+    }
+    Results results(problem_);
+    const size_t rows = static_cast<size_t>(batch) * s.k;
+    results.items.resize(rows);
+    results.scores.resize(rows);
+    results.codes.resize(rows * problem_.num_levels());
+    results.counts.resize(batch);
+    DeviceArrays own;
+    const int garbage = poison ? 0xff : 0x5a;
+    op.problem.result = {
+        static_cast<int64_t*>(own.filled(rows * sizeof(int64_t), garbage)),
+        static_cast<float*>(own.filled(rows * sizeof(float), garbage)),
+        static_cast<int32_t*>(own.filled(results.codes.size() * sizeof(int32_t), garbage)),
+        static_cast<int32_t*>(own.filled(batch * sizeof(int32_t), garbage))};
+    run(op, own, poison);
+    copy_back(results.items, op.problem.result.items);
+    copy_back(results.scores, op.problem.result.scores);
+    copy_back(results.codes, op.problem.result.codes);
+    copy_back(results.counts, op.problem.result.counts);
+    return results;
+  }
+
+  std::vector<float> contexts() const {
+    cuda::ContextReadout op{};
+    op.problem.batch = problem_.sizes.batch;
+    op.problem.readout = views_.readout;
+    op.problem.states = states_from(0);
+    std::vector<float> context(static_cast<int64_t>(problem_.sizes.batch) * problem_.sizes.dim);
+    DeviceArrays own;
+    op.problem.context = static_cast<float*>(own.filled(context.size() * sizeof(float), 0xff));
+    run(op, own, false);
+    copy_back(context, op.problem.context);
+    return context;
+  }
+
+  // [rows, C] for contexts [rows, D] and prefixes [rows, level].
+  std::vector<float> logits(int level, const std::vector<float>& contexts,
+                            const std::vector<int32_t>& prefixes) const {
+    cuda::LevelLogits op{};
+    op.problem.rows = static_cast<int64_t>(contexts.size()) / problem_.sizes.dim;
+    op.problem.level = level;
+    op.problem.heads = views_.heads;
+    DeviceArrays own;
+    op.problem.context =
+        static_cast<const float*>(own.copy_of(contexts.data(), contexts.size() * sizeof(float)));
+    op.problem.prefix_codes = static_cast<const int32_t*>(
+        own.copy_of(prefixes.data(), prefixes.size() * sizeof(int32_t)));
+    std::vector<float> logits(op.problem.rows * problem_.sizes.codes[level]);
+    op.problem.logits = static_cast<float*>(own.filled(logits.size() * sizeof(float), 0xff));
+    run(op, own, false);
+    copy_back(logits, op.problem.logits);
+    return logits;
+  }
+
+ private:
+  StatesView states_from(int first) const {
+    StatesView view = views_.states;
+    const int64_t tokens = static_cast<int64_t>(first) * view.tokens;
+    const int64_t width = problem_.sizes.dim * (view.dtype == DType::kFloat32 ? 4 : 2);
+    view.states = static_cast<const char*>(view.states) + tokens * width;
+    view.mask += tokens;
+    return view;
+  }
+
+  template <class Op>
+  static void run(Op& op, DeviceArrays& own, bool poison) {
+    check(cuda::prepare(op), "prepare");
+    const auto bytes = static_cast<size_t>(op.shape.workspace_bytes);
+    void* workspace = poison ? own.filled(bytes, 0xff) : own.allocate(bytes);
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // the fills, before another stream
+    check(cuda::launch(op, workspace, stream), "launch");
+    check(cudaStreamSynchronize(stream), "kernel");
+    check(cudaStreamDestroy(stream), "cudaStreamDestroy");
+  }
+
+  const Problem& problem_;
+  DeviceArrays arrays_;
+  Views views_;
+};
+
+}  // namespace sidmlp::native
