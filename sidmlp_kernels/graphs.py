@@ -27,6 +27,7 @@ from .plan import DecodePlan
 from .recommender import Recommendations, Recommender
 from .serving_state import ServingState, Settings
 from .spec import check_int
+from .tracing import traced
 
 NO_ITEM = -(2**63)  # below every item id: fills exclusions up, and keeps them ascending
 
@@ -100,6 +101,7 @@ class GraphDecoder:
             with self._lock:
                 self._graph(size)
 
+    @traced("graphs.decode_states")
     def decode_states(
         self, encoder_states: Tensor, mask: Tensor, exclude: object = None
     ) -> Recommendations:
@@ -239,6 +241,7 @@ class _Graph:
     done  an event after the last use of the static memory
     """
 
+    @traced("graphs.capture")
     def __init__(
         self, plan: DecodePlan, size: int, tokens: int, dtype: torch.dtype, max_excluded: int
     ) -> None:
@@ -258,6 +261,7 @@ class _Graph:
                 self._graph.replay()  # so that no request pays for the upload to the GPU
                 self.done.record(side)
 
+    @traced("graphs.replay")
     def run(self, states: Tensor, mask: Tensor, excluded: Tensor | None) -> Tensor:
         """Packed results in memory of their own; one thread at a time.
 

@@ -36,6 +36,7 @@ from .plan import DecodePlan, make_plan
 from .serving_state import ServingState, Settings, settings_of
 from .spec import DecodeSpec, TokenSpec
 from .student import Student, check_cast
+from .tracing import traced
 
 if TYPE_CHECKING:
     from .graphs import GraphDecoder
@@ -165,6 +166,7 @@ class Recommender:
         """Every item that a history may contain: this catalogue's and those of the ones before."""
         return self._current().snapshot.known
 
+    @traced("swap")
     def swap(self, catalogue: Catalogue) -> None:
         """Recommends from `catalogue` from now on; decodes under way finish with the old one.
 
@@ -178,6 +180,7 @@ class Recommender:
         with self._write_lock:
             self._state = self._state.replaced_by(catalogue, self._make_plan)
 
+    @traced("set_available")
     def set_available(self, ids: Integers, available: Integers) -> None:
         """Takes items out of stock (False) or back (True); see Catalogue.set_available."""
         with self._write_lock:  # so that no swap comes in between
@@ -233,6 +236,7 @@ class Recommender:
         made = make_batch(histories, known, self.tokens, users=users, unknown=unknown)
         return made if self.device.type == "cpu" else made.to(self.device)
 
+    @traced("decode")
     def decode(
         self,
         batch: Batch,
@@ -267,11 +271,11 @@ class Recommender:
             batch.check_vocabulary(self._t5.spec.vocab_size)
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
         excluded = self._exclusion(exclude, len(batch))
-        with torch.no_grad():
-            states = encoder(batch.ids, batch.mask)
+        states = self._encode(encoder, batch)
         self._check_states(states, batch.mask)
         return self._run_states(plan, states, batch.mask, excluded)
 
+    @traced("decode_states")
     def decode_states(
         self,
         encoder_states: Tensor,
@@ -294,6 +298,7 @@ class Recommender:
         excluded = self._exclusion(exclude, encoder_states.shape[0])
         return self._run_states(plan, encoder_states, mask, excluded)
 
+    @traced("beam_decode")
     def beam_decode(
         self,
         context: Tensor,
@@ -446,6 +451,11 @@ class Recommender:
             f"{name}: expected a {kinds} tensor [{', '.join(map(str, shape))}] on {self.device}, "
             f"got {describe(tensor)}; convert it with .to() or correct its shape"
         )
+
+    @traced("encoder")
+    def _encode(self, encoder: Encoder, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return encoder(batch.ids, batch.mask)
 
     def _run_states(
         self, plan: DecodePlan, states: Tensor, mask: Tensor, excluded: _Exclusion
