@@ -1,42 +1,46 @@
 """Every GPU backend against the strongest plain PyTorch, in one run, verified before it is timed.
 
-    python benchmarks/bench_decode_gpu.py [--quick] [--backends cuda,triton] [--out FILE]
+    python benchmarks/bench_decode.py --device cuda [--quick] [--axes batch,items,beams,codes]
 
 Published sizes, full histories of 82 tokens, 50 beams, k 10, weights and states in bf16 (--dtypes),
-the catalogues of Beauty and Cell Phones, batches of 1 to 4096. `beam_decode` starts from context
-vectors, `decode_states` has the readout in front. gpu_participants says who takes part, gpu_timing
-how times are taken. Times of a decode are CUDA-graph replays, L2 warm and L2 cold; the eager peers
-are timed as calls. `host_us` is what a call costs Python.
+Beauty's catalogue. gpu_axes says which points there are, gpu_participants who takes part,
+gpu_timing how times are taken, work_counts what bytes and FLOP are; gpu_ceilings and gpu_energy do
+the rest. `beam_decode` starts from context vectors, `decode_states` has the readout in front. Times
+of a decode are CUDA-graph replays, L2 warm and L2 cold; the eager peers are timed as calls.
+`host_us` is what a call costs Python.
 
 What a graph's replay wrote, or a call returned, is judged by the float64 reference
-(decode_checks) before its time is taken. A wrong answer ends the benchmark without a report.
-Nothing is timed beside another process on the GPU. What was not measured is in `left_out` with its
-reason.
+(decode_checks) before its time is taken. A wrong answer, or an item that the catalogue lacks, ends
+the benchmark without a report. Nothing is timed beside another process on the GPU. What was not
+measured is in `left_out` with its reason.
 
 Points are written to <out>.partial as they are measured, which becomes <out> after the last:
-results/decode-gpu-<gpu>.json by default, and runs/decode-gpu-quick.json with --quick.
+results/decode-gpu-<gpu>.json by default, and runs/decode-gpu-quick.json with --quick. Where time on
+the GPU comes in pieces, run some axes at a time, each with an --out of its own, and join the files
+with merge_results.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import gc
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import gpu_timing as timing
 import torch
 from common import ROOT, machine_facts, results_path, write_json
-from decode_catalogues import BEAUTY, REAL, load_catalogue
 from decode_checks import VerificationError
 from decode_variants import Contest, dtype_name
-from gpu_participants import COMPILED, PEERS
-from gpu_points import EXTRA_BATCHES, EXTRA_PEERS, Clock, Left, Options, measure
+from gpu_arguments import options_of, parser
+from gpu_axes import EXTRA_BATCHES, EXTRA_PEERS, TEACHER_BATCHES, Point, contest_of, make_points
+from gpu_ceilings import measured_ceilings
+from gpu_options import Clock, Left, Options
+from gpu_participants import COMPILED
+from gpu_points import Models, make_models, measure
 
-from sidmlp_kernels import Recommender, why_not
-from sidmlp_kernels.backends import BACKENDS, DTYPES
+from sidmlp_kernels import why_not
+from sidmlp_kernels.backends import BACKENDS
 
 Say = Callable[[str], None]
 
@@ -56,56 +60,77 @@ def usable_backends(device_type: str, names: Sequence[str] | None) -> tuple[list
     return [name for name in wanted if not reasons[name]], left
 
 
-def load_contest(name: str, options: Options) -> tuple[Contest, dict[str, Any]]:
-    """The contest on one catalogue, and what to report of it.
+def about(contest: Contest) -> dict[str, Any]:
+    """What to report of a catalogue."""
+    items, levels = contest.items, contest.statistics.levels
+    return {
+        "name": items.name,
+        "origin": items.origin,
+        "items": items.num_items,
+        "codes_per_level": list(contest.spec.codes_per_level),
+        "nodes_per_level": [level.nodes for level in levels],
+        "mean_children": [level.mean_children for level in levels],
+    }
 
-    States are rounded to bf16, so that every dtype of weights starts from the same numbers.
-    """
-    items = load_catalogue(name, options.data)
-    contest = Contest(
-        items, max(options.batches), sizes=options.sizes, tokens=options.tokens, k=options.k
-    )
-    contest.states = contest.states.bfloat16().float()
-    about = {"name": items.name, "origin": items.origin, "items": items.num_items}
-    return contest, about
+
+def why_skip(options: Options, clock: Clock) -> str:
+    """Why no point can be begun now, or ""."""
+    if clock.elapsed > options.seconds:
+        return f"{options.seconds:.0f} s are over"
+    others = timing.other_processes()
+    return f"{others} other processes on the GPU" if others else ""
 
 
 def run(options: Options, report: dict[str, Any], write: Callable[[], None], say: Say) -> None:
     """Measures every point into `report`, calling `write` after each."""
     clock = Clock()
-    for position, name in enumerate(options.catalogues):
-        contest, report["catalogues"][name] = load_contest(name, options)
-        models: dict[tuple[str, torch.dtype], Recommender] = {}
-        for backend in options.backends:
-            for dtype in options.dtypes:
-                models[backend, dtype] = Recommender(
-                    contest.student,
-                    contest.catalogue,
-                    device=options.device,
-                    dtype=dtype,
-                    backend=backend,
-                )
-        for batch in options.batches:
-            where = {"catalogue": name, "batch": batch}
-            if clock.elapsed > options.seconds:
-                report["left_out"].append({**where, "why": f"{options.seconds:.0f} s are over"})
+    report["ceilings"] = measured_ceilings(options.dtypes, options.device)
+    points = make_points(options)
+    catalogue = ""
+    contest: Contest | None = None
+    models: Models = {}
+
+    def leave_out(point: Point, why: str) -> None:
+        report["left_out"].append({"axis": point.axis, **point.where, "why": why})
+        say(f"{point} left out: {why}")
+
+    for point in points:
+        skip = why_skip(options, clock)
+        if skip:
+            leave_out(point, skip)
+            continue
+        if point.catalogue != catalogue:
+            contest, models, catalogue = None, {}, point.catalogue  # frees the one before
+            _free()
+            try:
+                same = [other for other in points if other.catalogue == catalogue]
+                contest = contest_of(same, options)
+            except MemoryError as error:
+                leave_out(point, str(error))
                 continue
-            others = timing.other_processes()
-            if others:
-                why = f"{others} other processes on the GPU"
-                report["left_out"].append({**where, "why": why})
-                say(f"{name} batch {batch} left out: {why}")
-                continue
-            extra = position == 0 and batch in EXTRA_BATCHES and not options.quick
-            point, left = measure(contest, models, batch, options, clock, extra)
-            report["results"].append({"catalogue": name, **point})
-            report["left_out"] += [{**where, **gone} for gone in left]
-            write()
-            shown = ", ".join(f"{row['key']} {row['p50_us']:.1f}" for row in point["variants"])
-            say(f"{clock.elapsed:.0f} s  {name} batch {batch} (us): {shown}")
-            for gone in left:
-                say(f"  left out: {gone['name']} {gone['dtype']}: {gone['why']}")
+            report["catalogues"][catalogue] = about(contest)
+            models, left = make_models(contest, options)
+            report["left_out"] += [{"catalogue": catalogue, **gone} for gone in left]
+        elif contest is None:
+            leave_out(point, f"there is no room for {catalogue}")
+            continue
+        found, left = measure(contest, models, point, options, clock, report["ceilings"])
+        report["results"].append(found)
+        report["left_out"] += [{**point.where, **gone} for gone in left]
+        report["seconds"], report["compile_seconds"] = clock.elapsed, clock.compiling
+        write()
+        shown = ", ".join(f"{row['key']} {row['p50_us']:.1f}" for row in found["variants"])
+        say(f"{clock.elapsed:.0f} s  {point} (us): {shown}")
+        for gone in left:
+            say(f"  left out: {gone['name']}: {gone['why']}")
+        _free()
     report["seconds"], report["compile_seconds"] = clock.elapsed, clock.compiling
+
+
+def _free() -> None:
+    """Returns a point's graphs and weights to the device."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def new_report(options: Options, left: list[Left], commit: str | None) -> dict[str, Any]:
@@ -129,8 +154,18 @@ def new_report(options: Options, left: list[Left], commit: str | None) -> dict[s
         "peers_about": {
             "best compiled": f"the fastest of {', '.join(COMPILED)} at a point",
             "reference": "eager sidmlp.beam, up to batch 512: its loop over requests is Python's",
-            ", ".join(EXTRA_PEERS): f"{options.catalogues[0]}, batch {EXTRA_BATCHES} only",
+            ", ".join(EXTRA_PEERS): f"{options.base_catalogue}, batch {EXTRA_BATCHES} only",
+            "static": "CSR masks (benchmarks/static_peer.py), compiled",
+            "teacher": f"Hugging Face generate, random weights, batch {TEACHER_BATCHES} only",
         },
+        "base": {
+            "catalogue": options.base_catalogue,
+            "batches": list(options.base_batches),
+            "num_beams": options.num_beams,
+            "codes_per_level": list(options.sizes["codes_per_level"]),
+        },
+        "axes": list(options.axes),
+        "threads": torch.get_num_threads(),
         "timing": (timing.__doc__ or "").split("\n\n", 1)[1],
         "most_replays_per_sample": timing.MOST_REPLAYS,
         "host_calls_per_sample": timing.HOST_CALLS,
@@ -147,62 +182,8 @@ def new_report(options: Options, left: list[Left], commit: str | None) -> dict[s
     }
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
-    made = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    made.add_argument("--quick", action="store_true", help="Beauty, batch 32 and 512, L2 warm")
-    made.add_argument("--backends", type=words, help="e.g. cuda,triton; default: all that run here")
-    made.add_argument("--dtypes", type=words, help="of the weights; default bfloat16")
-    made.add_argument("--peers", type=words, help=f"of {','.join(PEERS)}, or none; default all")
-    made.add_argument("--catalogues", type=words, help=f"of {','.join(REAL)}")
-    made.add_argument("--batches", type=lambda text: [int(word) for word in words(text)])
-    made.add_argument("--no-cold", action="store_true", help="leave out the times with a cold L2")
-    made.add_argument("--compile-seconds", type=float, help="most to spend on compiling peers")
-    made.add_argument("--seconds", type=float, help="begin no point after so many seconds")
-    made.add_argument("--data", type=Path, help="folder of the real catalogues")
-    made.add_argument("--out", type=Path, help="JSON file")
-    made.add_argument("--commit", help="what is measured, where the tree is no git checkout")
-    return made
-
-
-def options_of(args: argparse.Namespace, backends: Sequence[str]) -> Options:
-    """Checked options; ValueError names what is wrong."""
-    options = Options(backends=tuple(backends))
-    if args.quick:
-        options = dataclasses.replace(
-            options, quick=True, cold=False, catalogues=(BEAUTY,), batches=(32, 512)
-        )
-    changes: dict[str, Any] = {}
-    choices: tuple[tuple[str, Any], ...] = (
-        ("dtypes", DTYPES),
-        ("peers", (*PEERS, "none")),
-        ("catalogues", REAL),
-    )
-    for name, known in choices:
-        given = getattr(args, name)
-        if given is None:
-            continue
-        wrong = [word for word in given if word not in known]
-        if wrong or not given:
-            raise ValueError(f"{name}: expected some of {sorted(known)}, got {given}")
-        changes[name] = tuple(word for word in given if word != "none")
-    if "dtypes" in changes:
-        changes["dtypes"] = tuple(DTYPES[word] for word in changes["dtypes"])
-    if args.batches is not None:
-        if not args.batches or min(args.batches) < 1:
-            raise ValueError(f"batches: expected sizes >= 1, got {args.batches}")
-        changes["batches"] = tuple(args.batches)
-    for name in ("data", "seconds", "compile_seconds"):
-        if getattr(args, name) is not None:
-            changes[name] = getattr(args, name)
-    if args.no_cold:
-        changes["cold"] = False
-    return dataclasses.replace(options, **changes)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    args = parser(__doc__.split("\n")[0]).parse_args(arguments)
     try:
         backends, left = usable_backends("cuda", args.backends)
         options = options_of(args, backends)

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 COUNT_SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000}
+HOST_CLOCK = "call, host clock"  # how a row says that the GPU took no part
 REQUIRED_KEYS = ("kind", "machine", "setting", "results")
 
 

@@ -5,7 +5,7 @@
     uniform       uniformly random codes: hardly a prefix is shared below level 2 and nodes fan out
                   widest, so a decode has most to compute and the trie most to store
 
-All have 4 levels of 256 codes.
+Real ones have 4 levels of 256 codes, and so have the others unless their caller wants others.
 """
 
 from __future__ import annotations
@@ -57,11 +57,15 @@ def load_catalogue(name: str, data: Path) -> ItemCodes:
         return ItemCodes(name, f"real, {VARIANT}", arrays[VARIANT])
 
 
-def uniform_catalogue(num_items: int) -> ItemCodes:
+def uniform_catalogue(
+    num_items: int, codes_per_level: tuple[int, ...] = CODES_PER_LEVEL
+) -> ItemCodes:
     """Uniformly random codes; a few items share theirs."""
     rng = np.random.default_rng(SEED)
-    codes = rng.integers(0, CODES_PER_LEVEL, (num_items, len(CODES_PER_LEVEL)), dtype=np.int16)
+    codes = rng.integers(0, codes_per_level, (num_items, len(codes_per_level)), dtype=np.int16)
     name = f"uniform-{format_count(num_items)}"
+    if codes_per_level != CODES_PER_LEVEL:
+        name += "-" + "x".join(map(str, codes_per_level))
     return ItemCodes(name, f"synthetic, uniformly random codes, seed {SEED}", codes)
 
 

@@ -1,4 +1,4 @@
-"""Verification for bench_decode: what must hold before a decode is timed, and how much it computes.
+"""Verification for bench_decode: what must hold before a decode is timed.
 
 A near-tie lost at an early level changes the final set, so a decode is not compared with one other
 result but judged by the MUST and MAY sets of the float64 reference (sidmlp.bounds): every MUST item
@@ -146,7 +146,7 @@ class Judge:
         dtypes: Sequence[torch.dtype],
         requests: int,
     ) -> None:
-        self._trie = reference.trie
+        self.trie = reference.trie
         self._exact = reference.student_in(torch.float64)
         self._states, self._mask = states, mask
         self._k, self._num_beams = k, num_beams
@@ -171,7 +171,7 @@ class Judge:
         rows = far.nonzero()[:, 0].tolist()
         bounds = self._bounds(rows, dtype)
         judged = Decoded(*(tensor[rows] for tensor in results))
-        faults = check_decode(judged, bounds, self._trie)
+        faults = check_decode(judged, bounds, self.trie)
         if faults:
             shown = "\n  ".join(faults[:10])
             raise VerificationError(
@@ -200,38 +200,10 @@ class Judge:
             found = decode_bounds(
                 self._exact,
                 context,
-                self._trie,
+                self.trie,
                 self._num_beams,
                 self.walk.eps[dtype],
                 k=self._k,
             )
             self._known.update({(dtype, r): b for r, b in zip(missing, found, strict=True)})
         return [self._known[dtype, row] for row in rows]
-
-
-def dense_mflop(spec: StudentSpec, tokens: int, num_beams: int) -> float:
-    """Multiply-adds (as two operations) of a request in the reference, in millions."""
-    d, a, f, h = spec.dim, spec.attention_dim, spec.ffn_dim, spec.hidden_dim
-    readout = d * d + 2 * d * a + 2 * tokens * (d * a + a) + 2 * d * f
-    heads = 0
-    for level, codes in enumerate(spec.codes_per_level):
-        rows = num_beams if level else 1
-        inner = (spec.blocks_per_head - 1) * h * h
-        heads += rows * ((d + level * spec.embedding_dim) * h + inner + h * codes)
-    return 2 * (readout + heads) / 1e6
-
-
-def kernel_mflop(spec: StudentSpec, tokens: int, walk: Walk) -> float:
-    """The same in the kernel (docs/kernels.md): no keys, no first layer, children only.
-
-    An upper bound: it leaves out the beams that the bound on scores skips.
-    """
-    d, a, f, h = spec.dim, spec.attention_dim, spec.ffn_dim, spec.hidden_dim
-    absorbed = min(2 * spec.num_heads * d * d, 4 * d * a)
-    readout = d * d + absorbed + 2 * spec.num_heads * tokens * d + 2 * d * f
-    heads = spec.num_levels * d * h
-    inner = (spec.blocks_per_head - 1) * h * h
-    for level, codes in enumerate(spec.codes_per_level):
-        logits = walk.logits_per_level[level] if level else codes
-        heads += walk.heads_per_level[level] * inner + logits * h
-    return 2 * (readout + heads) / 1e6

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from decode_catalogues import ItemCodes
 from decode_checks import Reference, Results
+from library_trie import library_trie
 from torch import Tensor
 
 from sidmlp.beam import decode_states
 from sidmlp.trie import Trie
 from sidmlp_kernels import Recommender
-from sidmlp_kernels.packing import pack
+from sidmlp_kernels.packing import PackedWeights, pack
 from sidmlp_kernels.plan import make_plan
 from sidmlp_kernels.testing import Problem, make_problem
 
@@ -84,9 +85,17 @@ class Contest:
     """One catalogue, one student and the requests of the largest batch, for every participant."""
 
     def __init__(
-        self, items: ItemCodes, batch: int, *, sizes: dict[str, Any], tokens: int, k: int
+        self,
+        items: ItemCodes,
+        batch: int,
+        *,
+        sizes: dict[str, Any],
+        tokens: int,
+        k: int,
+        own_trie: bool = True,
     ) -> None:
-        self.k = k
+        """own_trie: the reference sorts the catalogue itself; else its trie is `library_trie`'s."""
+        self.items, self.k = items, k
         problem = make_problem(
             seed=SEED,
             codes=torch.from_numpy(items.codes).long(),
@@ -105,15 +114,21 @@ class Contest:
             dtype: Recommender(problem.student, problem.catalogue, device="cpu", dtype=dtype)
             for dtype in KERNEL_DTYPES
         }
-        self.reference = _reference_of(problem)
+        self.reference = _reference_of(problem, own_trie)
 
     def requests(self, batch: int) -> tuple[Tensor, Tensor]:
         """States [batch, T, D] and mask [batch, T]; smaller batches begin as larger ones do."""
         return self.states[:batch], self.mask[:batch]
 
+    def packed(self, dtype: torch.dtype) -> PackedWeights:
+        """The kernel's weights, on the CPU."""
+        if dtype not in self._packed:
+            self._packed[dtype] = pack(self.student, dtype)
+        return self._packed[dtype]
+
     def weight_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the kernel's packed weights."""
-        return self._packed[dtype].num_bytes
+        return self.packed(dtype).num_bytes
 
     def peers(self, batch: int, num_beams: int, names: Sequence[str]) -> list[Variant]:
         """The reference as `names` say; "compiled" is compiled now."""
@@ -167,7 +182,7 @@ class Contest:
     def _plan(self, dtype: torch.dtype, batch: int, num_beams: int, isa: str) -> Variant:
         levels = self.spec.num_levels
         plan = make_plan(
-            self._packed[dtype],
+            self.packed(dtype),
             self.catalogue.snapshot(),
             "cpu",
             k=self.k,
@@ -181,8 +196,11 @@ class Contest:
         return Variant("plan", "kernel", dtype, isa, call, {"plan": str(plan).splitlines()})
 
 
-def _reference_of(problem: Problem) -> Reference:
-    trie = Trie.from_codes(
-        problem.codes, problem.item_ids, problem.available, problem.spec.codes_per_level
-    )
+def _reference_of(problem: Problem, own_trie: bool) -> Reference:
+    if own_trie:
+        trie = Trie.from_codes(
+            problem.codes, problem.item_ids, problem.available, problem.spec.codes_per_level
+        )
+    else:
+        trie = library_trie(problem.catalogue.snapshot(), problem.codes, problem.item_ids)
     return Reference.build(problem.spec, problem.weights, trie)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from common import HOST_CLOCK
+from gpu_axis_tables import AXIS_TABLES, axis_tables
 from table_cells import markdown, number_cell, time_cell, times_cell
 
 Report = dict[str, Any]
@@ -29,7 +31,7 @@ DECODE_GPU = {
     "decode-gpu-large-states": ("decode_states", 1, False),
 }
 # Those that may be missing.
-GPU_TABLES = (*DECODE_GPU, "decode-gpu-peers", "decode-gpu-host")
+GPU_TABLES = (*DECODE_GPU, "decode-gpu-peers", "decode-gpu-host", *AXIS_TABLES)
 
 
 def names_of(rows: Sequence[Row], side: str) -> list[str]:
@@ -37,15 +39,32 @@ def names_of(rows: Sequence[Row], side: str) -> list[str]:
     return list(dict.fromkeys(row["name"] for row in rows if row["side"] == side))
 
 
+def batch_points(report: Report) -> list[Row]:
+    """The points that vary the batch alone."""
+    return [point for point in report["results"] if point.get("axis", "batch") == "batch"]
+
+
+def batch_catalogues(report: Report) -> list[str]:
+    """The catalogues of these points, the base first."""
+    base = report["setting"].get("base", {}).get("catalogue")
+    names = dict.fromkeys(point["catalogue"] for point in batch_points(report))
+    return sorted(names, key=lambda name: name != base)
+
+
 def measured(report: Report, operator: str, catalogue: str) -> list[tuple[Row, list[Row]]]:
     """Points of a catalogue in order of batch, each with the operator's rows of one dtype."""
     dtypes = report["setting"]["dtypes"]
     dtype = "bfloat16" if "bfloat16" in dtypes else dtypes[0]
-    points = [point for point in report["results"] if point["catalogue"] == catalogue]
+    points = [point for point in batch_points(report) if point["catalogue"] == catalogue]
     return [
         (
             point,
-            [r for r in point["variants"] if (r["operator"], r["dtype"]) == (operator, dtype)],
+            [
+                row
+                for row in point["variants"]
+                if (row["operator"], row["dtype"]) == (operator, dtype)
+                and row.get("timed") != HOST_CLOCK
+            ],
         )
         for point in sorted(points, key=lambda point: point["batch"])
     ]
@@ -120,7 +139,7 @@ def host_table(report: Report, catalogue: str) -> str | None:
     """Microseconds of Python for each call."""
     points = [
         point
-        for point in sorted(report["results"], key=lambda point: point["batch"])
+        for point in sorted(batch_points(report), key=lambda point: point["batch"])
         if point["catalogue"] == catalogue and "host_us" in point
     ]
     if not points:
@@ -136,14 +155,15 @@ def host_table(report: Report, catalogue: str) -> str | None:
 
 def decode_gpu_tables(report: Report) -> dict[str, str]:
     """Name -> table of bench_decode_gpu's results."""
-    catalogues = list(report["catalogues"])
+    catalogues = batch_catalogues(report)
     if not catalogues:
-        return {}
-    tables = {
+        return axis_tables(report)
+    tables: dict[str, str | None] = {
         name: decode_gpu_table(report, operator, catalogues[position], cold)
         for name, (operator, position, cold) in DECODE_GPU.items()
         if position < len(catalogues)
     }
     tables["decode-gpu-peers"] = peers_table(report, catalogues[0])
     tables["decode-gpu-host"] = host_table(report, catalogues[0])
-    return {name: table for name, table in tables.items() if table is not None}
+    made = {name: table for name, table in tables.items() if table is not None}
+    return made | axis_tables(report)

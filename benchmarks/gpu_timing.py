@@ -5,11 +5,14 @@
           host's launches do not count; a p99 is one of such means.
     cold  one replay between two events, enqueued behind a write that is larger than the L2. It
           includes the start of a graph, which a replay of one empty kernel, timed alike, shows.
+    single  one replay between two events, after another one that fills the L2: its p99 is that of
+          single decodes. It includes the start of a graph, as cold does.
     call  one call between two events on an idle stream: launches included.
+    wall  a call of our CPU backend by the host's clock.
     host  wall time of enqueueing a few calls, divided by their number; the device idle before, and
           few enough calls that none waits for a place in the queue.
 
-Variants take turns round by round. Nothing here verifies what it times.
+Variants timed alike take turns round by round. Nothing here verifies what it times.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gpu_nvml
 import torch
 
 from sidmlp_kernels.testing.timing import Timing
@@ -94,6 +98,20 @@ def warm_sample(replay: Callable[[], object], replays: int) -> float:
     return _us(_between_events(replay, replays)) / replays
 
 
+def single_sample(replay: Callable[[], object]) -> float:
+    """Microseconds of one replay that follows another."""
+    torch.cuda._sleep(4 * ENQUEUE_US * CYCLES_PER_US)
+    replay()
+    return _us(_between_events(replay))
+
+
+def wall_sample(call: Callable[[], object]) -> float:
+    """Microseconds of a call that does not touch the device."""
+    begin = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - begin) / 1e3
+
+
 def flush_buffer() -> torch.Tensor:
     """Memory to write before a cold sample: at least twice the L2, and long enough to write that
     the host enqueues the replay meanwhile."""
@@ -148,20 +166,11 @@ def other_processes() -> int | None:
     processes otherwise than we do; then one of them is us.
     """
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # not installed, or no driver library for it
+        with gpu_nvml.this_gpu() as (nvml, gpu):
+            torch.cuda.synchronize()  # from now on we are one of them
+            pids = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
+    except gpu_nvml.Unavailable:
         return None
-    try:
-        torch.cuda.synchronize()  # from now on we are one of them
-        identity = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-        gpu = pynvml.nvmlDeviceGetHandleByUUID(identity)
-        pids = [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
     if os.getpid() in pids:
         return sum(not _is_ours(pid) for pid in pids)
     return max(0, len(pids) - 1)

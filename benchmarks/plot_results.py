@@ -6,6 +6,11 @@
     <file>-catalogue.png  requests per second against the catalogue's size
     <file>-peers.png      everyone at the base point
 
+and of results/decode-gpu-<gpu>.json (plot_gpu):
+
+    <file>-batch.png      time of a batch against its size
+    <file>-items.png, -beams.png, -codes.png   requests per second along an axis
+
 Needs matplotlib (pip extra `benchmark`). A plot whose axis was not measured is not made.
 """
 
@@ -13,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +27,13 @@ import matplotlib
 matplotlib.use("Agg")  # files only: no display is needed
 
 import matplotlib.pyplot as plt
+import plot_gpu
 from common import RESULTS, format_count, read_json
 from make_tables import base_point, number_cell, points_on, time_cell, variant
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
+from plot_style import finish, log_axes, titled
 
 Report = dict[str, Any]
 
@@ -47,20 +54,6 @@ def subtitle(report: Report, extra: str) -> str:
     return f"{extra}\n{where}{quick}"
 
 
-def titled(axes: Axes, title: str, below: str) -> None:
-    """Title in bold, facts in grey under it."""
-    axes.set_title(f"{title}\n", loc="left", fontsize=13, fontweight="bold", pad=22)
-    axes.text(0, 1.02, below, transform=axes.transAxes, fontsize=9, color="#555555")
-
-
-def finish(axes: Axes) -> None:
-    """A light grid and no box."""
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
 def line_chart(
     report: Report, axis: str, sort_by: str, column: str
 ) -> tuple[Figure, Axes, list[float]] | None:
@@ -79,11 +72,7 @@ def line_chart(
         if measured:
             x, y = zip(*measured, strict=True)
             axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=2, label=label)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xticks(where)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(round(x))))
+    log_axes(axes, where)
     axes.legend(frameon=False, loc="best")
     finish(axes)
     return figure, axes, where
@@ -162,17 +151,20 @@ def peers_plot(report: Report) -> Figure | None:
     return figure
 
 
-PLOTS = {"batch": batch_plot, "catalogue": catalogue_plot, "peers": peers_plot}
+PLOTS: dict[str, dict[str, Callable[[Report], Figure | None]]] = {
+    "decode": {"batch": batch_plot, "catalogue": catalogue_plot, "peers": peers_plot},
+    "decode-gpu": plot_gpu.PLOTS,
+}
 
 
 def plot(path: Path, folder: Path) -> list[Path]:
     """Every plot of one results file; the PNGs that were written."""
     report = read_json(path)
-    if report["kind"] != "decode":
+    if report["kind"] not in PLOTS:
         raise ValueError(f"{path}: expected results of bench_decode, got {report['kind']!r}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, make in PLOTS.items():
+    for name, make in PLOTS[report["kind"]].items():
         figure = make(report)
         if figure is None:
             continue
@@ -188,9 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="default: all results of bench_decode")
     parser.add_argument("--out", type=Path, help="folder for the PNGs; default: beside the file")
     args = parser.parse_args(arguments)
-    of_bench_decode = (
-        p for p in sorted(RESULTS.glob("*.json")) if read_json(p)["kind"] == "decode"
-    )
+    of_bench_decode = (p for p in sorted(RESULTS.glob("*.json")) if read_json(p)["kind"] in PLOTS)
     files = args.files or list(of_bench_decode)
     if not files:
         parser.error(f"files: expected results in {RESULTS}; run bench_decode.py first")

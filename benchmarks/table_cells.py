@@ -30,3 +30,12 @@ def times_cell(factor: float | None) -> str:
     if factor is None:
         return "-"
     return f"{factor:.1f}x" if factor < 100 else f"{factor:.0f}x"
+
+
+def percent_cell(share: float | None) -> str:
+    """A share with two digits at least where it is not 0."""
+    if share is None:
+        return "-"
+    if share == 0:
+        return "0"
+    return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"

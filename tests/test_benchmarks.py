@@ -26,8 +26,11 @@ MODULES = (
     "decode_catalogues",
     "decode_checks",
     "decode_variants",
+    "library_trie",
+    "work_counts",
     "make_tables",
     "plot_results",
+    "bench_decode_cpu",
     "bench_decode",
 )
 SIZES = {
@@ -72,11 +75,11 @@ def run_tiny(bench: ModuleType, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def report(benchmarks: dict[str, ModuleType]) -> dict[str, Any]:
-    return run_tiny(benchmarks["bench_decode"])
+    return run_tiny(benchmarks["bench_decode_cpu"])
 
 
 def test_every_point_is_verified_and_timed(benchmarks, report):
-    bench = benchmarks["bench_decode"]
+    bench = benchmarks["bench_decode_cpu"]
     points = {(p["catalogue"], p["batch"], p["num_beams"], p["isas"]) for p in report["results"]}
     beauty, isas = bench.BEAUTY, bench.supported_isas()
     assert points == {
@@ -142,7 +145,7 @@ def one_lost(results):
 
 @pytest.mark.parametrize("wrong", [raised_scores, swapped_items, one_lost])
 def test_a_wrong_kernel_is_not_timed(benchmarks, monkeypatch, wrong):
-    bench = benchmarks["bench_decode"]
+    bench = benchmarks["bench_decode_cpu"]
     right = DecodePlan.decode_states
     monkeypatch.setattr(DecodePlan, "decode_states", lambda self, *args: wrong(right(self, *args)))
     monkeypatch.setattr(bench, "time_interleaved", lambda *a, **k: pytest.fail("it was timed"))
@@ -151,7 +154,7 @@ def test_a_wrong_kernel_is_not_timed(benchmarks, monkeypatch, wrong):
 
 
 def test_the_command_reports_nothing_for_a_wrong_kernel(benchmarks, monkeypatch, tmp_path, capsys):
-    bench = benchmarks["bench_decode"]
+    bench = benchmarks["bench_decode_cpu"]
     right = DecodePlan.decode_states
     monkeypatch.setattr(
         DecodePlan, "decode_states", lambda self, *args: raised_scores(right(self, *args))
@@ -169,8 +172,20 @@ def test_the_command_reports_nothing_for_a_wrong_kernel(benchmarks, monkeypatch,
     assert "nothing is reported: recommender-float32" in capsys.readouterr().err
 
 
+def test_one_entry_runs_the_benchmark_of_a_device(benchmarks, monkeypatch, capsys):
+    entry = benchmarks["bench_decode"]
+    monkeypatch.setattr(
+        benchmarks["bench_decode_cpu"], "main", lambda arguments: print("cpu", *arguments)
+    )
+    entry.main(["--quick"])
+    entry.main(["--device", "cpu", "--axes", "none"])
+    assert capsys.readouterr().out == "cpu --quick\ncpu --axes none\n"
+    with pytest.raises(SystemExit):
+        entry.main(["--device", "tpu"])
+
+
 def test_goals_compare_the_users_call_with_each_peer(benchmarks):
-    bench = benchmarks["bench_decode"]
+    bench = benchmarks["bench_decode_cpu"]
     base = bench.Point((), bench.BEAUTY, batch=32, num_beams=50)
 
     def point(batch: int, eager: float, compiled: float) -> dict[str, Any]:
@@ -194,7 +209,7 @@ def test_goals_compare_the_users_call_with_each_peer(benchmarks):
 
 
 def test_a_catalogue_too_large_for_memory_is_left_out_with_its_reason(benchmarks, monkeypatch):
-    bench = benchmarks["bench_decode"]
+    bench = benchmarks["bench_decode_cpu"]
     monkeypatch.setattr(bench, "system_memory", lambda field: 10_000_000)
     values = bench.Values(batches=(3,), catalogues=(bench.BEAUTY, "1M"), beams=(10,))
     report = bench.run(
@@ -223,6 +238,15 @@ def test_random_codes_have_the_wanted_nodes(benchmarks):
     )
     with pytest.raises(ValueError, match=r"expected 3\.\.12 nodes"):
         catalogues.codes_with_nodes((3, 13), (4, 4), seed=0)
+
+
+def test_uniform_catalogues_say_their_codes(benchmarks):
+    catalogues = benchmarks["decode_catalogues"]
+    usual, other = (catalogues.uniform_catalogue(500, *c) for c in ((), ((9, 300),)))
+    assert (usual.name, usual.codes.shape) == ("uniform-500", (500, 4))
+    assert (other.name, other.codes.shape) == ("uniform-500-9x300", (500, 2))
+    assert (other.codes.max(axis=0) < (9, 300)).all()
+    assert other.codes[:, 1].max() > 255
 
 
 def test_the_work_of_others_is_noticed(benchmarks):
@@ -328,7 +352,9 @@ def test_plots_are_made(benchmarks, results, tmp_path):
     "script",
     [
         "bench_decode.py",
+        "bench_decode_cpu.py",
         "bench_decode_gpu.py",
+        "merge_results.py",
         "bench_catalogue.py",
         "make_tables.py",
         "plot_results.py",
