@@ -36,6 +36,8 @@ from sidmlp_kernels.testing import (
     make_grid_problem,
 )
 
+# Of dim and hidden_dim: as small as can be, and sizes that tensor cores take.
+MULTIPLES = ((1, 2), (16, 32))
 LEVEL_WEIGHTS = (1.0, 1.0, 0.0, -1.0, 2.0, 0.5, -0.25)
 TEMPERATURES = (1.0, 1.0, 0.5, 2.0)
 
@@ -95,6 +97,7 @@ def grid_problems(draw: st.DrawFn) -> tuple[Problem, torch.Tensor]:
         blocks_per_head=draw(st.integers(1, 2)),
         available=torch.rand(items, generator=generator) < draw(st.sampled_from((1.0, 0.6))),
         exclude=[draw(excluded) for _ in range(3)],
+        multiples=draw(st.sampled_from(MULTIPLES)),
     )
 
 
@@ -149,19 +152,25 @@ def test_full_tree(backend: str, device: torch.device, num_beams: int, normalisa
     assert_results_equal(kernel(problem, context, backend, device), wanted, where=problem)
 
 
+@pytest.mark.parametrize(("multiples", "dtype"), [(MULTIPLES[0], "fp32"), (MULTIPLES[1], "bf16")])
 @pytest.mark.parametrize("signs", ["+-+", "++-", "---", "-+-", "0-+"])
 @pytest.mark.parametrize("num_beams", [3, 20, 60])
 def test_negative_weights_switch_the_bound_off(
-    backend: str, device: torch.device, num_beams: int, signs: str
+    backend: str,
+    device: torch.device,
+    num_beams: int,
+    signs: str,
+    multiples: tuple[int, int],
+    dtype: str,
 ) -> None:
     """A child may score above its parent then: no beam may be left out early."""
     weights = tuple({"+": 1.0, "-": -1.0, "0": 0.0}[sign] for sign in signs)
     settings = with_settings(3, num_beams=num_beams, level_weights=weights)
     codes = full_tree((30, 31, 9))
     problem, context = make_grid_problem(
-        codes, (30, 31, 9), settings=settings, k=num_beams, batch=5
+        codes, (30, 31, 9), settings=settings, k=num_beams, batch=5, multiples=multiples
     )
-    got = kernel(problem, context, backend, device)
+    got = kernel(problem, context, backend, device, DTYPES[dtype])
     assert_results_equal(got, reference(problem, context), where=f"{signs}; {problem}")
 
 
@@ -193,6 +202,30 @@ def test_everything_ties(backend: str, device: torch.device, normalisation: str)
     for row in found:
         assert torch.equal(row, codes[:30].int())
     assert torch.equal(shuffled[items[0]], codes[:30])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, 20, 300])
+@pytest.mark.parametrize("num_beams", [50, 100])
+@pytest.mark.parametrize("dense", [False, True])
+def test_more_equal_scores_than_a_selector_has_room_for(
+    backend: str, device: torch.device, dense: bool, num_beams: int, batch: int, dtype: str
+) -> None:
+    """Thousands of candidates of a level tie, so no histogram of scores parts them, and their keys
+    overflow what a kernel keeps at once."""
+    sizes = (32, 32, 32)
+    if backend == "triton" and (batch != 20 or num_beams != 50):
+        pytest.skip("compiles for seconds, and has one way for all batches")
+    settings = with_settings(3, num_beams=num_beams, level_weights=(0.0,) * 3)
+    codes = full_tree(sizes)
+    problem, context = make_grid_problem(
+        codes, sizes, settings=settings, k=num_beams, batch=batch, multiples=(16, 32)
+    )
+    require_sizes(backend, problem, DTYPES[dtype])
+    results = kernel(problem, context, backend, device, DTYPES[dtype], dense=[True, dense, dense])
+    found, counts = results[2].cpu(), results[3].cpu()
+    assert counts.tolist() == [num_beams] * batch
+    assert torch.equal(found, codes[:num_beams].int().expand_as(found))
 
 
 def test_negative_zero_counts_as_zero(backend: str, device: torch.device) -> None:

@@ -47,6 +47,13 @@ CASES: dict[str, dict[str, Any]] = {
     "L8": {"codes_per_level": (2, 4, 3, 2, 17, 2, 3, 2), "num_items": 900, "num_beams": 30},
     # codes
     "C256": {"codes_per_level": (256,) * 4, "num_items": 3000, "num_beams": 50, "k": 10},
+    "C256, full nodes": {
+        "codes_per_level": (64, 256, 9),
+        "num_items": 12000,
+        "num_beams": 50,
+        "dim": 64,
+        "hidden_dim": 128,
+    },
     "C8192 first": {"codes_per_level": (8192, 17, 300), "num_items": 3000, "k": 3},
     "C8192 within": {"codes_per_level": (5, 8192, 4), "num_items": 3000, "num_beams": 30},
     # widths
@@ -79,6 +86,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 HALF = (
     "L1",
+    "C256, full nodes",
     "L8",
     "H768 blocks 2",
     "D80 A40, one head",

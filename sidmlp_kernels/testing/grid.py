@@ -40,22 +40,25 @@ def make_grid_problem(
     blocks_per_head: int = 1,
     available: Tensor | None = None,
     exclude: Sequence[Sequence[int]] | None = None,
+    multiples: tuple[int, int] = (1, 2),
 ) -> tuple[Problem, Tensor]:
     """A problem as the module docstring says, and contexts float32 [batch, D] for `beam_decode`.
 
-    codes int64 [N, L]; item ids are 0..N-1. Stay exact: temperatures 0.5, 1 or 2; level weights of
-    a few bits; at most 32 codes a level.
+    codes int64 [N, L]; item ids are 0..N-1. multiples: of dim and of hidden_dim, which grow by
+    features that say nothing; kernels choose by such sizes. Stay exact: temperatures 0.5, 1 or 2;
+    level weights of a few bits; at most 32 codes a level.
     """
     sizes, levels = tuple(codes_per_level), len(codes_per_level)
     bits = max(1, (max(sizes) - 1).bit_length())
+    dim = -(-bits // multiples[0]) * multiples[0]
     generator = torch.Generator().manual_seed(seed)
     spec = StudentSpec(
         codes_per_level=sizes,
-        dim=bits,
+        dim=dim,
         attention_dim=bits,
         num_heads=1,
         ffn_dim=bits,
-        hidden_dim=2 * bits * levels,
+        hidden_dim=-(-2 * bits * levels // multiples[1]) * multiples[1],
         embedding_dim=bits,
         blocks_per_head=blocks_per_head,
         layer_norm_eps=1e-12,
@@ -73,8 +76,10 @@ def make_grid_problem(
         # Features of the user, then of each earlier code; those of later codes are constant.
         used = bits * (level + 1)
         linear, bias = (weights[f"{head}blocks.0.linear.{p}"] for p in ("weight", "bias"))
-        linear[: 2 * used : 2] = torch.eye(used)
-        linear[1 : 2 * used : 2] = -torch.eye(used)
+        feature = torch.arange(used)
+        column = feature + (dim - bits) * (feature >= bits)  # the user's, then the codes'
+        linear[2 * feature, column] = 1.0
+        linear[2 * feature + 1, column] = -1.0
         bias[2 * used :: 2], bias[2 * used + 1 :: 2] = 1.0, -1.0
         for block in range(1, blocks_per_head):
             weights[f"{head}blocks.{block}.linear.weight"].copy_(torch.eye(spec.hidden_dim))
@@ -86,7 +91,7 @@ def make_grid_problem(
             sign = 1.0 - 2.0 * ((code >> bit) & 1)  # +1 for a bit that is 0
             output[:, 2 * (source * bits + bit)] = -STEP / 2 * 2**bit * sign
             out_bias += STEP / 2 * 2**bit * sign * SHIFT
-    states = torch.randn(batch, 2, bits, generator=generator)
+    states = torch.randn(batch, 2, dim, generator=generator)
     items = len(codes)
     problem = Problem(
         seed=seed,
@@ -101,7 +106,7 @@ def make_grid_problem(
         settings=settings,
         k=k,
     )
-    return problem, _signs((batch, bits), generator)
+    return problem, _signs((batch, dim), generator)
 
 
 def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
