@@ -26,9 +26,9 @@ ISAS = ("auto", "plain", "avx2", "avx512")
 
 # A level is dense where a node continues with more than this share of all codes: a dense tile reads
 # each weight row once for several beams, a sparse one computes fewer logits. Tensor cores make
-# dense tiles cheap, so they are taken early where there are some.
-DENSE_FAN_OUT = {"cpu": 0.5, "cuda": 0.03, "triton": 0.03}
-_DENSE_FAN_OUT_CUDA_FLOAT32 = 0.5
+# dense tiles cheap, so they are taken early where there are some. By backend, and by "cuda, plain"
+# where its plain kernel decodes.
+DENSE_FAN_OUT = {"cpu": 0.5, "cuda": 0.03, "cuda, plain": 0.5, "triton": 0.03}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class DecodePlan:
     level_weights: tuple[float, ...]
     levels: tuple[LevelPlan, ...]
     isa: str = "auto"
+    kernel: str = ""  # of the CUDA backend, see sidmlp_kernels.ops.cuda_kernels
     _decode_args: tuple = field(init=False, repr=False)
     _readout: list[Tensor] = field(init=False, repr=False)
     _heads_catalogue: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
@@ -172,6 +173,7 @@ class DecodePlan:
             f"backend {self.backend}, {self.packed.dtype}, {self.packed.device}, isa {self.isa}, "
             f"{self.num_beams} beams, k {self.k}, {self.normalisation}, "
             f"catalogue version {self.snapshot.version}",
+            *([f"kernel: {self.kernel}"] if self.kernel else []),
             f"{'level':>5} {'codes':>6} {'nodes':>9} {'children':>9} {'only child':>10}  logits",
         ]
         for number, level in enumerate(self.levels, 1):
@@ -201,9 +203,14 @@ def make_plan(
     set to force: "plain", "avx2", "avx512" (the operator raises RuntimeError where it is missing).
     """
     levels = []
-    most_sparse = DENSE_FAN_OUT[backend]
-    if backend == "cuda" and packed.dtype == torch.float32:
-        most_sparse = _DENSE_FAN_OUT_CUDA_FLOAT32
+    most_sparse, kernel = DENSE_FAN_OUT[backend], ""
+    if backend == "cuda":
+        from sidmlp_kernels.ops.cuda_kernels import tensor_cores_why_not  # can be run as a program
+
+        kernel = "tensor cores"
+        plain = tensor_cores_why_not(packed.spec, packed.dtype, num_beams)
+        if plain:
+            most_sparse, kernel = DENSE_FAN_OUT["cuda, plain"], f"plain ({plain})"
     statistics = snapshot.statistics()
     for i, (codes, level) in enumerate(
         zip(packed.spec.codes_per_level, statistics.levels, strict=True)
@@ -232,4 +239,5 @@ def make_plan(
         tuple(level_weights),
         tuple(levels),
         isa,
+        kernel,
     )

@@ -1,15 +1,17 @@
-// beam_decode and decode_states: one launch, a block of kThreads per request.
+// beam_decode and decode_states: one launch. Half-precision sizes that csrc/cuda/sm90 takes go
+// there; this file has the plain kernel, a block of kThreads per request.
 //
 //   shared memory (csrc/cuda/layout.h), largest of the published size (D 128, H 512, C 256, L 4,
 //   50 beams): hidden rows 32 KB, partial sums 16 KB, logits 16 KB, first layers 8 KB, keys 4 KB
 //
 // The plain form, for every size: thought bound (not profiled) by dependent loads and barriers, of
 // which two blocks of a multiprocessor hide some of each other's.
+#include <climits>
+
 #include "cuda/beam.cuh"
 #include "cuda/launch.h"
 #include "cuda/launch_shape.h"
 #include "cuda/readout.cuh"
-#include "cuda/sm90/shape.h"
 
 namespace sidmlp::cuda {
 
@@ -90,8 +92,12 @@ BeamDecodeLayout layout_of(const BeamDecodeProblem& problem) {
 }  // namespace
 
 cudaError_t prepare(BeamDecode& op) {
-  if (sm90::why_not(op.problem) == nullptr) {
-    op.shape = {0, 0};  // sm90 shapes its own launch and needs no workspace
+  op.tensor_cores = sm90::why_not(op.problem) == nullptr;
+  if (op.tensor_cores) {
+    op.tensor_core = sm90::shape_of(op.problem);
+    const int64_t blocks = sm90::num_blocks(op.problem, op.tensor_core);
+    if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+    op.shape = {static_cast<int>(blocks), blocks * op.tensor_core.readout.footprint.workspace};
     return cudaSuccess;
   }
   op.layout = layout_of(op.problem);
@@ -100,8 +106,7 @@ cudaError_t prepare(BeamDecode& op) {
 }
 
 cudaError_t launch(const BeamDecode& op, void* workspace, cudaStream_t stream) {
-  if (sm90::why_not(op.problem) == nullptr)
-    return sm90::launch(op.problem, sm90::shape_of(op.problem), stream);
+  if (op.tensor_cores) return sm90::launch(op.problem, op.tensor_core, workspace, stream);
   return launch_kernel(kernel_of(op.problem.heads.dtype), op.problem, op.layout, op.shape,
                        workspace, stream);
 }

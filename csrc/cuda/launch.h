@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "cuda/layout.h"
+#include "cuda/sm90/shape.h"
 #include "sidmlp/views.h"
 
 namespace sidmlp::cuda {
@@ -55,7 +56,9 @@ struct LaunchShape {
 
 struct BeamDecode {
   BeamDecodeProblem problem;
-  BeamDecodeLayout layout;
+  bool tensor_cores;        // csrc/cuda/sm90 decodes, else the plain kernel
+  sm90::Shape tensor_core;  // with tensor_cores
+  BeamDecodeLayout layout;  // without
   LaunchShape shape;
 };
 

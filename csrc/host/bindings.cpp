@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/sm90/cuts.h"
 #include "trie_builder.h"
 
 // The build passes both; a hand-made library says that it is one.
@@ -176,6 +177,21 @@ py::dict build_info() {
   return info;
 }
 
+// The table of csrc/cuda/sm90/cuts.h: (most_requests, cluster, group, reason) a row.
+py::list tensor_core_cuts() {
+  py::list rows;
+  for (const cuda::sm90::Cut& cut : cuda::sm90::kCuts)
+    rows.append(py::make_tuple(cut.most_requests, cut.cluster, cut.group, cut.reason));
+  return rows;
+}
+
+std::string tensor_cores_why_not(bool half, int dim, int hidden_dim, int blocks_per_head,
+                                 int most_codes, int num_beams) {
+  const char* reason =
+      cuda::sm90::why_not({half, dim, hidden_dim, blocks_per_head, most_codes, num_beams});
+  return reason == nullptr ? "" : reason;
+}
+
 }  // namespace
 }  // namespace sidmlp
 
@@ -197,4 +213,10 @@ Raises ValueError for a code out of range, an empty or too large catalogue, a wr
   m.def("build_info", &sidmlp::build_info,
         "Compiler, flags, version, whether CUDA kernels were compiled, and the processor's "
         "instruction sets.");
+  m.def("tensor_core_cuts", &sidmlp::tensor_core_cuts,
+        "How a batch is cut among clusters: (most_requests, cluster, group, reason) a row.");
+  m.def("tensor_cores_why_not", &sidmlp::tensor_cores_why_not, py::arg("half"), py::arg("dim"),
+        py::arg("hidden_dim"), py::arg("blocks_per_head"), py::arg("most_codes"),
+        py::arg("num_beams"),
+        "Why the CUDA backend takes its plain kernel for these sizes, or ''.");
 }

@@ -92,7 +92,7 @@ struct DecodeConfig {
                   // level 2 on
   float temperature[kMaxLevels];     // > 0
   float level_weight[kMaxLevels];    // any finite number
-  LevelMode level_mode[kMaxLevels];  // how logits are computed; never changes a bit of the answer
+  LevelMode level_mode[kMaxLevels];  // how logits are computed; changes no bit but on tensor cores
 };
 
 // Item ids that a request must not be given, ascending inside each request; ids == nullptr: nothing

@@ -121,6 +121,8 @@ TrieView trie_view(const Sizes& s, const std::vector<Tensor>& tensors, const Pla
     const int64_t nodes = tensors[2 * l + 1].numel();
     STD_TORCH_CHECK(nodes >= 1 && nodes <= INT32_MAX, at,
                     "codes: expected 1..2147483647 nodes, got ", nodes);
+    STD_TORCH_CHECK(l > 0 || nodes <= s.num_codes[0], at, "codes: expected at most ",
+                    s.num_codes[0], " nodes, one a code, got ", nodes);
     view.child_begin[l] = check_as<int32_t>(tensors[2 * l], at + "child_begin", ScalarType::Int,
                                             {parents + 1}, place);
     view.codes[l] =

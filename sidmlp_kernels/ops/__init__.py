@@ -20,14 +20,15 @@ Lists and numbers, in the order that the makers fix:
     exclude_ids      int64 [total], ascending inside each request, or None
     exclude_offsets  int64 [B + 1], request b's ids are exclude_ids[offsets[b]:offsets[b + 1]]
     sizes            [L, D, heads, head_dim, F, H, blocks, C_1 .. C_L]
-    level_modes      per level 0 (logits of children only) or 1 (of every code); on cpu and cuda it
-                     never changes a bit, on triton a dense level uses tensor cores and may round
-                     otherwise, the same in every batch
+    level_modes      per level 0 (logits of children only) or 1 (of every code); never changes a bit
+                     where activations are float32, elsewhere a dense level uses tensor cores and
+                     may round otherwise, the same in every batch
     isa              CPU only: 0 auto, 1 plain, 2 AVX2, 3 AVX-512; other backends ignore it
 
 `X_triton` is operator X on Triton, with the same schema; `operator(name, backend)` finds the right
-one. With bf16 or fp16 weights it rounds activations to that dtype where a product reads them, so a
-context beyond fp16's range counts as not finite there.
+one. With bf16 or fp16 weights it rounds activations to that dtype where a product reads them, and
+so does X on CUDA for sizes that tensor cores take (sidmlp_kernels.ops.cuda_kernels): a context
+beyond fp16's range counts as not finite there.
 
 Sizes, dtypes, shapes and devices that do not fit raise RuntimeError naming the argument. Users call
 these through `Recommender`, which raises ValueError instead.

@@ -18,9 +18,11 @@ struct BeamState {               // in shared memory
   int first_key[kMaxBeams + 1];  // where the keys of each beam's children go; at the end their sum
   int heads[kMaxBeams];          // ranks of the beams that need a head, ascending
   int num_heads;
-  int broken;         // a score or a logit is not finite: no items
   int num_survivors;  // of TopK
   Exclusion exclusion;
+  // A score or a logit is not finite: no items. Of requests in even and odd slots, since some warps
+  // may still read the last one's when the next begins.
+  int broken[2];
 };
 
 // Beams whose keys are collected at once: ranks [begin, end), of which [first_head, last_head) of
@@ -157,7 +159,7 @@ struct Search {
   // ---- cuts ----
 
   // Makes the best of `count` keys the beams of the next level; returns how many.
-  __device__ __forceinline__ int advance(int level, int count) const {
+  __device__ __forceinline__ int advance(int level, int count, int slot) const {
     const Beam* from = beams(level);
     Beam* to = beams(level + 1);
     const int next = level + 1;
@@ -165,7 +167,7 @@ struct Search {
     const int found =
         best_keys(top(), keys(level), count, problem.config.num_beams, [&](int rank, BeamKey key) {
           if (key == kBroken) {
-            state.broken = 1;
+            state.broken[slot % 2] = 1;
             return;
           }
           const int parent = static_cast<int>(key_parent_rank(key));
@@ -181,7 +183,7 @@ struct Search {
           }
           to[rank].prefix = prefix.words;
         });
-    return state.broken ? 0 : found;
+    return state.broken[slot % 2] ? 0 : found;
   }
 
   // ---- levels ----
@@ -449,7 +451,7 @@ struct Search {
   }
 
   // Keys of the children of `count` beams of `level` (1 ..); returns how many.
-  __device__ __forceinline__ int child_keys(int level, int count) const {
+  __device__ __forceinline__ int child_keys(int level, int count, int slot) const {
     const bool dense =
         problem.config.codebook || problem.config.level_mode[level] == LevelMode::kDense;
     const Beam* from = beams(level);
@@ -463,6 +465,10 @@ struct Search {
       pass = next_pass(Pass{}, 0, count, most);
     }
     while (true) {
+      if (pass.end == pass.begin && count > 0) {  // a node with more children than codes
+        if (threadIdx.x == 0) state.broken[slot % 2] = 1;
+        return 0;
+      }
       only_keys(level, from, pass);
       if (dense) {
         dense_keys(level, pass, team_shift, rank_in_team);
@@ -480,9 +486,9 @@ struct Search {
   }
 
   // All levels of one request; `request` < 0: none, but the cluster's barriers.
-  __device__ __forceinline__ void run(int64_t request, const float* root_logits) const {
+  __device__ __forceinline__ void run(int64_t request, const float* root_logits, int slot) const {
     if (threadIdx.x == 0) {
-      state.broken = 0;
+      state.broken[slot % 2] = 0;
       if (request >= 0) state.exclusion = exclusion_of(problem, request);
     }
     __syncthreads();
@@ -490,7 +496,7 @@ struct Search {
     for (int level = 0; level < trie().num_levels; ++level) {
       int found = 0;
       if (level > 0) {
-        found = child_keys(level, count);
+        found = child_keys(level, count, slot);
       } else if (count > 0) {
         found = root_keys(root_logits);
       }
@@ -500,7 +506,7 @@ struct Search {
       } else {
         __syncthreads();
       }
-      count = advance(level, found);
+      count = advance(level, found, slot);
     }
     if (request >= 0 && team_rank() == 0 && warp_index() == 0) {
       const Beam* leaves = beams(trie().num_levels);

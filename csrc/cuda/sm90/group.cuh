@@ -44,8 +44,9 @@ struct Group {
 };
 
 // first [users][L * H] of every block <- contexts [group, D] of this block.
-template <class W, int kTiles>
+template <class W>
 __device__ __forceinline__ void context_parts(const HeadsView& heads, const Group& group) {
+  constexpr int kTiles = (kMaxGroup + 7) / 8;
   const Shape& shape = group.shape;
   const int width = heads.num_levels * heads.hidden_dim;
   const int g = lane_index() / 4, t = lane_index() % 4;
@@ -127,12 +128,11 @@ __device__ __forceinline__ void root_logits(const HeadsView& heads, const Group&
       tile_codes.load(piece, 32 * step);
       multiply_rows<W, 1, 2>(rows, 32 * step, piece, sum);
     }
+    static_assert(kMaxGroup == 8, "rows 8 .. 15 of the tile are nobody's");
     float* to = partial + task * kCodes * kMaxGroup + kCodes * g + 2 * t;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 2; ++i)
       *reinterpret_cast<float2*>(to + 8 * i) = {sum[0][i][0], sum[0][i][1]};
-      *reinterpret_cast<float2*>(to + 8 * i + 8 * kCodes) = {sum[0][i][2], sum[0][i][3]};
-    }
   }
   __syncthreads();
   constexpr int kPart = kCodes * kMaxGroup;  // [request][code]

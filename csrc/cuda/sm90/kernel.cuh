@@ -8,6 +8,7 @@
 // Blocks of 256 threads, two on a multiprocessor.
 #pragma once
 
+#include "cuda/launch.h"
 #include "cuda/readout.cuh"
 #include "cuda/sm90/beam.cuh"
 #include "cuda/sm90/group.cuh"
@@ -24,7 +25,7 @@ __device__ __forceinline__ void cluster_barrier() {
 // yet.
 template <class W, bool kStates>
 __device__ __forceinline__ void group_contexts(const BeamDecodeProblem& problem, const Group& group,
-                                               int64_t begin, int* warp_counts) {
+                                               int64_t begin, int* warp_counts, char* workspace) {
   const Shape& shape = group.shape;
   const int dim = problem.heads.dim, tid = static_cast<int>(threadIdx.x);
   char* rows = group.memory + shape.contexts;
@@ -38,7 +39,8 @@ __device__ __forceinline__ void group_contexts(const BeamDecodeProblem& problem,
     __syncthreads();
     ptx::cluster_wait();
   } else {
-    const Memory scratch{group.memory + shape.hidden, nullptr};
+    const Memory scratch{group.memory + shape.hidden,
+                         workspace + blockIdx.x * shape.readout.footprint.workspace};
     auto* context = scratch.at<float>(shape.readout.context);
     ptx::cluster_wait();
     // Blocks that will hold different requests read them out.
@@ -65,7 +67,7 @@ __device__ __forceinline__ void group_contexts(const BeamDecodeProblem& problem,
 template <class W, int kVectors, bool kFull, bool kStates>
 __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
     beam_decode_sm90_kernel(const __grid_constant__ BeamDecodeProblem problem,
-                            const __grid_constant__ Shape shape) {
+                            const __grid_constant__ Shape shape, char* workspace) {
   extern __shared__ __align__(128) char memory[];
   __shared__ BeamState state;
   ptx::cluster_arrive();  // no block writes to another before that one has begun
@@ -76,15 +78,11 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
       static_cast<int>(min(static_cast<int64_t>(shape.group), problem.batch - begin));
   const Group group{shape, memory, ptx::cluster_rank(), requests};
 
-  group_contexts<W, kStates>(problem, group, begin, state.heads);
+  group_contexts<W, kStates>(problem, group, begin, state.heads, workspace);
   for (int i = tid; i < kBins; i += kThreads)
     reinterpret_cast<uint32_t*>(memory + shape.bins)[i] = 0;
   if (tid == 0) state.num_survivors = 0;
-  if (shape.group <= 8) {
-    context_parts<W, 1>(heads, group);
-  } else {
-    context_parts<W, 2>(heads, group);
-  }
+  context_parts<W>(heads, group);
   cluster_barrier();
   root_rows<W, kVectors, kFull>(heads, group);
   if (shape.group == 1) {
@@ -99,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
     const int request = group.request_of(slot);
     Search<W, kVectors, kFull> search{problem, shape,       memory,
                                       state,   group.block, group.first(slot, width)};
-    search.run(request < requests ? begin + request : -1, group.root_logits(slot));
+    search.run(request < requests ? begin + request : -1, group.root_logits(slot), slot);
   }
   if (shape.team_shift > 0) cluster_barrier();  // others may still store keys here
 }

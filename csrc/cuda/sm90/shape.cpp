@@ -1,9 +1,8 @@
 #include "cuda/sm90/shape.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
+#include "cuda/launch.h"
 #include "cuda/sm90/kernels.h"
 
 namespace sidmlp::cuda::sm90 {
@@ -13,10 +12,6 @@ namespace {
 constexpr int kTwoBlocks = 113 * 1024;  // shared memory of which a multiprocessor holds two
 constexpr int kOneBlock = 227 * 1024;
 constexpr int kFixed = 2048;  // static shared memory of the kernel, rounded up
-
-constexpr Cut kCuts[] = {
-    {16, 8, 1}, {32, 8, 2}, {64, 4, 2}, {264, 2, 2}, {INT32_MAX, 2, 4},
-};
 
 int round_up(int64_t n, int multiple) {
   return static_cast<int>((n + multiple - 1) / multiple * multiple);
@@ -29,13 +24,10 @@ int widest(const BeamDecodeProblem& problem) {
   return codes;
 }
 
-Cut cut_of(const BeamDecodeProblem& problem) {
-  if (const char* text = std::getenv("SIDMLP_CUT"))
-    return {0, std::atoi(text), std::atoi(std::strchr(text, ',') + 1)};
-  for (const Cut& cut : kCuts)
-    if (problem.batch <= cut.most_requests) return cut;
-  return kCuts[0];
-}
+constexpr int kRows[] = {kMaxRows, 56, 32, 16};
+constexpr int kKeys[] = {4096, 3072, 2048};
+
+int team_of(const Cut& cut) { return std::max(1, cut.cluster / cut.group); }
 
 Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int keys) {
   const HeadsView& heads = problem.heads;
@@ -43,7 +35,7 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   Shape s{};
   s.cluster = cut.cluster;
   s.group = cut.group;
-  const int team = std::max(1, cut.cluster / cut.group);
+  const int team = team_of(cut);
   while (1 << s.cluster_shift < cut.cluster) ++s.cluster_shift;
   while (1 << s.team_shift < team) ++s.team_shift;
   s.users = std::max(1, cut.group / cut.cluster);
@@ -55,7 +47,6 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   s.key_capacity = keys;
   s.beams = round_up(problem.config.num_beams, 32);
   s.logits_over_hidden = codes <= 32 * (kThreads / 32);
-  const int group_rows = cut.group <= 8 ? 8 : 16;
   const int tiles = (heads.heads[0].num_codes + 15) / 16;
   const int own_tiles = (tiles + cut.cluster - 1) / cut.cluster;
 
@@ -66,10 +57,10 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
     return from;
   };
   s.first = take(int64_t{4} * s.users * levels * hidden);
-  s.contexts = take(int64_t{group_rows} * s.context_bytes);
+  s.contexts = take(int64_t{kMaxGroup} * s.context_bytes);
   s.hidden = at;
   // One place for the group's hidden rows and sums, then for each level's rows and logits.
-  s.partial = s.hidden + round_up(group_rows * s.row_bytes, 128);
+  s.partial = s.hidden + round_up(kMaxGroup * s.row_bytes, 128);
   const int64_t group_bytes = s.partial - s.hidden + int64_t{4} * own_tiles * 4 * 16 * kMaxGroup;
   const int64_t row_bytes = round_up(int64_t{rows} * s.row_bytes, 128);
   const int64_t logit_bytes = int64_t{4} * rows * s.logit_stride;
@@ -82,7 +73,7 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   s.beam_state = take(int64_t{2} * s.beams * 32);
   s.bins = take(4 * kBins);
   s.survivors = take(8 * kSurvivors);
-  s.shared_bytes = at;
+  s.shared_bytes = s.level_bytes = at;
   if (problem.context == nullptr) {
     LayoutBuilder builder;
     s.readout.partial = builder.take<float>(partial_floats());
@@ -94,42 +85,60 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   return s;
 }
 
+// Whether the smallest form of the cut fits, beside the most that a readout keeps in shared memory:
+// neither the operator nor the number of tokens may decide.
+bool fits(const BeamDecodeProblem& problem, const Cut& cut) {
+  const Shape shape = lay_out(problem, cut, kRows[3], kKeys[2]);
+  return std::max(shape.level_bytes, shape.hidden + static_cast<int>(kSharedBytes)) + kFixed <=
+         kOneBlock;
+}
+
+// The cut for the batch, or else any that fits: cuts do not change results.
+const Cut* cut_of(const BeamDecodeProblem& problem) {
+  const Cut* found = nullptr;
+  for (const Cut& cut : kCuts) {
+    if (!fits(problem, cut)) continue;
+    found = &cut;
+    if (problem.batch <= cut.most_requests) break;
+  }
+  return found;
+}
+
 }  // namespace
 
 const char* why_not(const BeamDecodeProblem& problem) {
   const HeadsView& heads = problem.heads;
-  if (heads.dtype == DType::kFloat32) return "float32 weights take the plain kernel";
-  if (heads.num_blocks != 1) return "further blocks of a head take the plain kernel";
-  if (heads.hidden_dim % 32 != 0 || heads.hidden_dim > kMaxHidden)
-    return "hidden_dim is no multiple of 32 up to 2048";
-  if (heads.dim % 16 != 0 || heads.dim > 1024) return "dim is no multiple of 16 up to 1024";
-  if (problem.config.num_beams > kMaxBeams) return "more than 128 beams";
-  if (widest(problem) > 1024) return "more than 1024 codes";
-  const Shape shape = shape_of(problem);
-  if (shape.shared_bytes + kFixed > kOneBlock || shape.readout.footprint.workspace > 0)
-    return "too wide for shared memory";
-  return nullptr;
+  const DecodeSizes sizes{heads.dtype != DType::kFloat32,
+                          heads.dim,
+                          heads.hidden_dim,
+                          heads.num_blocks,
+                          widest(problem),
+                          problem.config.num_beams};
+  if (const char* reason = why_not(sizes)) return reason;
+  return cut_of(problem) == nullptr ? "too wide for shared memory" : nullptr;
 }
 
 Shape shape_of(const BeamDecodeProblem& problem) {
-  const Cut cut = cut_of(problem);
-  const int team = std::max(1, cut.cluster / cut.group);
-  const int most = (problem.config.num_beams + team - 1) / team;
-  constexpr int kRows[] = {kMaxRows, 56, 32, 16}, kKeys[] = {4096, 3072, 2048};
-  Shape shape{};
+  const Cut& cut = *cut_of(problem);
+  const int team = team_of(cut), most = (problem.config.num_beams + team - 1) / team;
   for (const int budget : {kTwoBlocks, kOneBlock}) {
     for (int i = 0; i < 4; ++i) {
       if (i < 3 && kRows[i + 1] >= most) continue;  // fewer rows hold all of them
       for (const int keys : kKeys) {
-        shape = lay_out(problem, cut, kRows[i], keys);
+        const Shape shape = lay_out(problem, cut, kRows[i], keys);
         if (shape.shared_bytes + kFixed <= budget) return shape;
       }
     }
   }
-  return shape;
+  return lay_out(problem, cut, kRows[3], kKeys[2]);  // fits, since the cut does
 }
 
-cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, cudaStream_t stream) {
+int64_t num_blocks(const BeamDecodeProblem& problem, const Shape& shape) {
+  return (problem.batch + shape.group - 1) / shape.group * shape.cluster;
+}
+
+cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* workspace,
+                   cudaStream_t stream) {
   const int hidden = problem.heads.hidden_dim;
   const bool bf16 = problem.heads.dtype == DType::kBFloat16;
   const void* kernel = problem.context != nullptr
@@ -139,19 +148,19 @@ cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, cudaStr
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kOneBlock - kFixed);
   if (error != cudaSuccess) return error;
-  const int64_t clusters = (problem.batch + shape.group - 1) / shape.group;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * shape.cluster));
+  config.gridDim = dim3(static_cast<unsigned>(num_blocks(problem, shape)));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  void* arguments[] = {const_cast<BeamDecodeProblem*>(&problem), const_cast<Shape*>(&shape)};
+  void* arguments[] = {const_cast<BeamDecodeProblem*>(&problem), const_cast<Shape*>(&shape),
+                       &workspace};
   return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 

@@ -2,29 +2,24 @@
 // Host code: all choices of the sm90 kernels are made here.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 
-#include "cuda/launch.h"
+#include "cuda/layout.h"
+#include "cuda/sm90/cuts.h"
 
-namespace sidmlp::cuda::sm90 {
+namespace sidmlp::cuda {
 
-constexpr int kMaxBeams = 128;
-constexpr int kMaxHidden = 2048;
-constexpr int kMaxRows = 64;   // hidden rows that are multiplied with the codes at once
-constexpr int kMaxGroup = 16;  // requests that share their first products
-constexpr int kBins = 1024;    // of the top-k's histogram
+struct BeamDecodeProblem;
+
+namespace sm90 {
+
+constexpr int kMaxRows = 64;  // hidden rows that are multiplied with the codes at once
+constexpr int kMaxGroup = 8;  // requests that share their first products
+constexpr int kBins = 1024;   // of the top-k's histogram
 constexpr int kSurvivors = 256;
 constexpr int kDirect = 128;  // keys that are ranked without a histogram
-
-// A cluster of `cluster` blocks takes `group` requests. The products that all beams of a request
-// share are computed for the group at once, each block some of the columns. Then each request
-// belongs to a team of `team` blocks (cluster / group, at least 1), which share its beams, or each
-// block to `users` requests (group / cluster, at least 1), one after the other.
-struct Cut {
-  int most_requests;  // a batch of at most so many is cut like this
-  int cluster;
-  int group;
-};
 
 // Byte offsets into dynamic shared memory.
 struct Shape {
@@ -41,15 +36,22 @@ struct Shape {
   // float [users][L * Hp], W [group][..], ..
   int first, contexts, hidden, logits, partial, root_logits, keys, beam_state, bins, survivors;
   ContextReadoutLayout readout;  // decode_states: from `hidden` on, before the levels begin
-  int shared_bytes;
+  int level_bytes;               // of all that is not the readout's
+  int shared_bytes;              // of a block
 };
 
-// Why the kernels do not take this problem; nullptr when they do.
+// Why the kernels do not take this problem; nullptr when they do. Neither the batch nor the number
+// of tokens decides: the plain kernel rounds otherwise, and they must not change a result.
 const char* why_not(const BeamDecodeProblem& problem);
 
 Shape shape_of(const BeamDecodeProblem& problem);
 
-// One launch; `shape` from shape_of.
-cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, cudaStream_t stream);
+int64_t num_blocks(const BeamDecodeProblem& problem, const Shape& shape);
 
-}  // namespace sidmlp::cuda::sm90
+// One launch; `shape` from shape_of, `workspace` of num_blocks * shape.readout.footprint.workspace
+// bytes.
+cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* workspace,
+                   cudaStream_t stream);
+
+}  // namespace sm90
+}  // namespace sidmlp::cuda
