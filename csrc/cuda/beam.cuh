@@ -7,6 +7,7 @@
 // selector keeps the num_beams best; their keys become the beams of the next level.
 #pragma once
 
+#include "cuda/exclusion.cuh"
 #include "cuda/heads.cuh"
 #include "cuda/launch.h"
 #include "cuda/selection.cuh"
@@ -54,41 +55,13 @@ struct BeamState {  // in shared memory
   int finite;
 };
 
-// The item ids that one request must not be given, ascending.
-struct Excluded {
-  const int64_t* begin;
-  const int64_t* end;
-
-  // Offsets are device data that nobody has checked, so they are clamped.
-  __device__ Excluded(const ExcludeView& view, int64_t total, int64_t request)
-      : begin(view.ids), end(view.ids) {
-    if (view.ids == nullptr) return;
-    const int64_t from = min(max(view.offsets[request], int64_t{0}), total);
-    const int64_t to = min(max(view.offsets[request + 1], from), total);
-    begin = view.ids + from;
-    end = view.ids + to;
-  }
-  __device__ bool holds(int64_t item) const {
-    const int64_t *low = begin, *high = end;
-    while (low < high) {
-      const int64_t* middle = low + (high - low) / 2;
-      if (*middle < item) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low < end && *low == item;
-  }
-};
-
 // Holds references into the kernel's parameters and shared memory; arrays are looked up where they
 // are used, which keeps registers free.
 template <class W>
 struct BeamSearch {
   const BeamDecodeProblem& problem;
   const BeamDecodeLayout& layout;
-  const Excluded& excluded;
+  const Exclusion& excluded;
   BeamState& state;
 
   __device__ const TrieView& trie() const { return problem.trie; }
@@ -406,7 +379,7 @@ __device__ void beam_decode_request(const BeamDecodeProblem& problem,
   for (int i = tid; i < problem.heads.dim; i += kThreads) finite = finite && isfinite(context[i]);
   finite = __syncthreads_and(finite);
 
-  const Excluded excluded(problem.exclude, problem.num_excluded, request);
+  const Exclusion excluded = exclusion_of(problem.exclude, problem.num_excluded, request);
   const BeamSearch<W> search{problem, layout, excluded, state};
   int count = 1;
   if (tid == 0) {

@@ -15,17 +15,10 @@
 #include <cstdint>
 
 #include "cuda/layout.h"
+#include "cuda/warp.cuh"
 #include "sidmlp/views.h"
 
 namespace sidmlp::cuda {
-
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr float kLargestFinite = 3.402823466e38f;
-
-__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
-__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
 
 // The two memories of a block; turns a slot into a pointer.
 struct Memory {
@@ -77,21 +70,6 @@ __device__ __forceinline__ void add_four(const float4& x, float4& sum) {
 }
 __device__ __forceinline__ float dot_four(const float4& x, const float4& w, float sum) {
   return fmaf(x.w, w.w, fmaf(x.z, w.z, fmaf(x.y, w.y, fmaf(x.x, w.x, sum))));
-}
-
-// ---- warp reductions; every lane gets the result, with the same bits ----
-
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    x += __shfl_xor_sync(kAllLanes, x, distance);
-  return x;
-}
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, distance));
-  return x;
 }
 
 // ---- y[r][n] = start[n] + sum_k x[r][k] w[k][n] ----

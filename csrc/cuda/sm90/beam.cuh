@@ -489,7 +489,8 @@ struct Search {
   __device__ __forceinline__ void run(int64_t request, const float* root_logits, int slot) const {
     if (threadIdx.x == 0) {
       state.broken[slot % 2] = 0;
-      if (request >= 0) state.exclusion = exclusion_of(problem, request);
+      if (request >= 0)
+        state.exclusion = exclusion_of(problem.exclude, problem.num_excluded, request);
     }
     __syncthreads();
     int count = request < 0 ? 0 : 1;

@@ -1,6 +1,8 @@
 // Leaves become items: availability, exclusion, several items on one leaf.
 #pragma once
 
+#include "cuda/exclusion.cuh"
+#include "cuda/launch.h"
 #include "cuda/sm90/hidden.cuh"
 
 namespace sidmlp::cuda::sm90 {
@@ -14,38 +16,10 @@ struct Beam {
   int32_t children;  // how many
 };
 
-// The item ids that one request must not be given, ascending; in shared memory, since only the last
-// level reads it.
-struct Exclusion {
-  const int64_t* begin;
-  const int64_t* end;
-};
-
-// Offsets are device data that nobody has checked, so they are clamped.
-__device__ __forceinline__ Exclusion exclusion_of(const BeamDecodeProblem& problem,
-                                                  int64_t request) {
-  const ExcludeView& view = problem.exclude;
-  if (view.ids == nullptr) return {nullptr, nullptr};
-  const int64_t total = problem.num_excluded;
-  const int64_t from = min(max(view.offsets[request], int64_t{0}), total);
-  return {view.ids + from, view.ids + min(max(view.offsets[request + 1], from), total)};
-}
-
 __device__ __forceinline__ bool item_allowed(const TrieView& trie, const Exclusion& exclusion,
                                              int32_t slot) {
   if (!__ldg(trie.leaf_available + slot)) return false;
-  const int64_t *low = exclusion.begin, *high = exclusion.end;
-  if (low == high) return true;
-  const int64_t item = __ldg(trie.leaf_item_ids + slot);
-  while (low < high) {
-    const int64_t* middle = low + (high - low) / 2;
-    if (*middle < item) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low == exclusion.end || *low != item;
+  return exclusion.begin == exclusion.end || !exclusion.holds(__ldg(trie.leaf_item_ids + slot));
 }
 
 __device__ __forceinline__ bool leaf_allowed(const TrieView& trie, const Exclusion& exclusion,

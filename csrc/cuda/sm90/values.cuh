@@ -1,4 +1,4 @@
-// Eight half-precision numbers at a time, the activation, and sums over a warp.
+// Eight half-precision numbers at a time, and the activation.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,29 +9,9 @@
 
 #include "cuda/ptx/math.cuh"
 #include "cuda/sm90/shape.h"
+#include "cuda/warp.cuh"
 
 namespace sidmlp::cuda::sm90 {
-
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr float kLargestFinite = 3.402823466e38f;
-
-__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x / kWarp); }
-__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x % kWarp); }
-
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    x += __shfl_xor_sync(kAllLanes, x, distance);
-  return x;
-}
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, distance));
-  return x;
-}
 
 // Two numbers of a 32-bit word, the lower first.
 template <class W>
