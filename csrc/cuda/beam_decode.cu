@@ -97,7 +97,9 @@ cudaError_t prepare(BeamDecode& op) {
     op.tensor_core = sm90::shape_of(op.problem);
     const int64_t blocks = sm90::num_blocks(op.problem, op.tensor_core);
     if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
-    op.shape = {static_cast<int>(blocks), blocks * op.tensor_core.readout.footprint.workspace};
+    // One block of a team reads states.
+    const int64_t readers = blocks >> op.tensor_core.team_shift;
+    op.shape = {static_cast<int>(blocks), readers * op.tensor_core.readout.footprint.workspace};
     return cudaSuccess;
   }
   op.layout = layout_of(op.problem);

@@ -5,7 +5,7 @@
 //
 //     BeamDecode op;  ... fill op.problem ...;  prepare(op);  launch(op, workspace, stream);
 //
-// One thread block computes one request at a time, so a request's arithmetic never depends on the
+// How blocks share requests never changes a sum, so a request's arithmetic never depends on the
 // batch. Both functions belong to the current device, never synchronise, and may be called while a
 // stream is captured. A problem with batch 0 must not be launched.
 #pragma once
@@ -50,7 +50,7 @@ struct LevelLogitsProblem {
 };
 
 struct LaunchShape {
-  int grid;                 // thread blocks; each takes every grid-th request
+  int grid;                 // thread blocks
   int64_t workspace_bytes;  // global memory that the launch needs, 16-byte aligned; 0: none
 };
 
@@ -74,7 +74,7 @@ struct LevelLogits {
   LaunchShape shape;
 };
 
-// From op.problem, the other two fields.
+// From op.problem, the other fields.
 cudaError_t prepare(BeamDecode& op);
 cudaError_t prepare(ContextReadout& op);
 cudaError_t prepare(LevelLogits& op);

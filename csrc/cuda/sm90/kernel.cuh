@@ -39,8 +39,9 @@ __device__ __forceinline__ void group_contexts(const BeamDecodeProblem& problem,
     __syncthreads();
     ptx::cluster_wait();
   } else {
-    const Memory scratch{group.memory + shape.hidden,
-                         workspace + blockIdx.x * shape.readout.footprint.workspace};
+    const Memory scratch{
+        group.memory + shape.hidden,
+        workspace + (blockIdx.x >> shape.team_shift) * shape.readout.footprint.workspace};
     auto* context = scratch.at<float>(shape.readout.context);
     ptx::cluster_wait();
     // Blocks that will hold different requests read them out.

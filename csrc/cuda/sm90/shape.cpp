@@ -27,6 +27,20 @@ int widest(const BeamDecodeProblem& problem) {
 constexpr int kRows[] = {kMaxRows, 56, 32, 16};
 constexpr int kKeys[] = {4096, 3072, 2048};
 
+constexpr bool power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
+
+constexpr bool legal(const Cut& cut) {
+  return power_of_two(cut.cluster) && power_of_two(cut.group) && cut.cluster <= 8 &&
+         cut.group <= kMaxGroup;
+}
+
+constexpr bool all_legal() {
+  for (const Cut& cut : kCuts)
+    if (!legal(cut)) return false;
+  return true;
+}
+static_assert(all_legal(), "clusters and groups are powers of two, at most 8");
+
 int team_of(const Cut& cut) { return std::max(1, cut.cluster / cut.group); }
 
 Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int keys) {

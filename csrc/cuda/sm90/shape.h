@@ -48,8 +48,8 @@ Shape shape_of(const BeamDecodeProblem& problem);
 
 int64_t num_blocks(const BeamDecodeProblem& problem, const Shape& shape);
 
-// One launch; `shape` from shape_of, `workspace` of num_blocks * shape.readout.footprint.workspace
-// bytes.
+// One launch; `shape` from shape_of, `workspace` of shape.readout.footprint.workspace bytes for
+// each team of blocks. Histories of a few thousand tokens and more need some.
 cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* workspace,
                    cudaStream_t stream);
 
