@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, SIZES
 
 from sidmlp_kernels.plan import DecodePlan
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 MODULES = (
     "common",
     "decode_catalogues",
@@ -33,15 +33,6 @@ MODULES = (
     "bench_decode_cpu",
     "bench_decode",
 )
-SIZES = {
-    "codes_per_level": (256, 256, 256, 256),
-    "dim": 16,
-    "attention_dim": 16,
-    "num_heads": 2,
-    "ffn_dim": 16,
-    "hidden_dim": 32,
-    "blocks_per_head": 1,
-}
 
 
 @pytest.fixture(scope="module")

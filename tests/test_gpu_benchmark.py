@@ -1,8 +1,7 @@
-"""bench_decode_gpu without a GPU: its peer, its rehearsal on the CPU backend, and its tables."""
+"""The GPU benchmark without a GPU: its rehearsal on the CPU backend, its counts and its command."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import sys
@@ -11,167 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from benchmark_scripts import GPU_SCRIPTS, SIZES, scripts
 
-from sidmlp.beam import decode_states
-from sidmlp.student import Student, StudentConfig
-from sidmlp.trie import Trie
 from sidmlp_kernels.plan import DecodePlan
 from sidmlp_kernels.testing import Timing, make_problem
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-MODULES = (
-    "common",
-    "decode_catalogues",
-    "decode_checks",
-    "library_trie",
-    "decode_variants",
-    "torch_peer",
-    "static_peer",
-    "work_counts",
-    "gpu_nvml",
-    "gpu_timing",
-    "gpu_ceilings",
-    "gpu_energy",
-    "gpu_participants",
-    "gpu_options",
-    "gpu_axes",
-    "gpu_rows",
-    "gpu_points",
-    "gpu_arguments",
-    "table_cells",
-    "gpu_tables",
-    "make_tables",
-    "merge_results",
-    "bench_decode_gpu",
-)
-SIZES = {
-    "codes_per_level": (256, 256, 256, 256),
-    "dim": 16,
-    "attention_dim": 24,
-    "num_heads": 2,
-    "ffn_dim": 16,
-    "hidden_dim": 32,
-    "blocks_per_head": 1,
-}
 CEILINGS = {"copy_bytes_per_s": 4e12, "matmul_flop_per_s": {"bfloat16": 7e14, "float32": 4e14}}
 
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[SimpleNamespace]:
-    """The scripts as modules, importable as they are when one of them is run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-        for name in (*MODULES, "teacher_peer", "plot_style", "plot_gpu", "plot_results"):
-            sys.modules.pop(name, None)
-
-
-# -- the peer
-
-
-@pytest.mark.parametrize("form", ["definition", "folded", "static"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"num_items": 3, "num_beams": 10, "k": 5},  # fewer items than k
-        {"codes_per_level": (4, 4), "num_items": 60, "num_beams": 12, "k": 12},  # shared leaves
-        {"unavailable": 0.4, "blocks_per_head": 2, "attention_dim": 32, "embedding_dim": 24},
-        {"codes_per_level": (7, 5, 9, 3), "num_items": 40, "num_beams": 30, "k": 30},
-    ],
-)
-def test_the_peer_decodes_as_the_reference(
-    modules: SimpleNamespace, changes: dict[str, Any], form: str
-) -> None:
-    problem = make_problem(seed=3, batch=6, **changes)
-    student = Student(StudentConfig(**problem.spec.to_dict())).eval().requires_grad_(False)
-    student.load_state_dict(dict(problem.weights))
-    trie = Trie.from_codes(
-        problem.codes, problem.item_ids, problem.available, problem.spec.codes_per_level
-    )
-    beams = problem.settings.num_beams
-    kind = modules.static_peer.StaticPeer if form == "static" else modules.torch_peer.TorchPeer
-    peer = kind(
-        student,
-        trie,
-        k=problem.k,
-        num_beams=beams,
-        dtype=torch.float64,
-        device="cpu",
-        folded=form != "definition",
-    )
-    states = problem.states.double()
-    found = peer.decode_states(states, problem.mask)
-    exact = student.double()
-    wanted = decode_states(exact, states, problem.mask, trie, problem.k, beams)
-    expected = (wanted.items, wanted.scores, wanted.codes, wanted.counts)
-    for got, want in zip(found, expected, strict=True):
-        assert got.shape == want.shape
-        if want.is_floating_point():
-            torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
-        else:
-            assert got.dtype == want.dtype
-            assert torch.equal(got, want)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_teacher_generates_what_its_own_search_finds(
-    modules: SimpleNamespace, dtype: torch.dtype
-) -> None:
-    pytest.importorskip("transformers", reason="the teacher is a T5 of transformers")
-    peers = importlib.import_module("teacher_peer")
-    from sidmlp.teacher import PrefixTable, TeacherConfig, beam_search
-
-    codes = np.unique(np.random.default_rng(1).integers(0, (16, 8, 12), (150, 3)), axis=0)
-    config = TeacherConfig(dim=32, num_layers=2, num_heads=2, head_dim=16, ffn_dim=32)
-    sizes = {"batch": 4, "k": 5, "num_beams": 10, "dtype": dtype, "device": "cpu"}
-    peer = peers.TeacherPeer(codes, (16, 8, 12), config=config, **sizes)
-    found = peer()
-    verified = peer.check(found, 3)
-    assert (verified["requests"], verified["requests_scored"]) == (4, 3)
-    if dtype == torch.float32:
-        picks = np.random.default_rng(0).integers(0, len(codes), (4, peers.MAX_ITEMS))
-        ids, mask = peer.tokens.batch(list(picks), peer.codes)
-        table = PrefixTable(peer.codes, (16, 8, 12))
-        wanted = beam_search(peer.teacher, ids, mask, table, k=5, num_beams=10)
-        offsets = torch.tensor(peer.tokens.code_offsets)
-        assert torch.equal(found - offsets, torch.from_numpy(peer.codes)[wanted.items])
-    wrong = [found[:, :1].expand(-1, 5, -1), found.roll(1, dims=2)]
-    if dtype == torch.float32:  # in bf16 scores may be too close to tell their order
-        wrong.append(found.flip(1))
-    for sequences in wrong:
-        with pytest.raises(modules.decode_checks.VerificationError, match="teacher: "):
-            peer.check(sequences, 3)
-    assert peer.invalid_rate(found.roll(1, dims=2)) == 1
-
-
-def test_the_librarys_trie_is_the_references(modules: SimpleNamespace) -> None:
-    problem = make_problem(seed=2, codes_per_level=(5, 9, 4), num_items=200, unavailable=0.3)
-    arguments = (problem.catalogue.snapshot(), problem.codes, problem.item_ids)
-    made = modules.library_trie.library_trie(*arguments)
-    wanted = Trie.from_codes(
-        problem.codes, problem.item_ids, problem.available, problem.spec.codes_per_level
-    )
-    for field in dataclasses.fields(wanted):
-        got, want = getattr(made, field.name), getattr(wanted, field.name)
-        if isinstance(want, torch.Tensor):
-            assert got.dtype == want.dtype
-            assert torch.equal(got, want), field.name
-        elif field.name in ("child_begin", "child_codes"):
-            assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
-        else:
-            assert got == want
-    assert torch.equal(made.leaf_codes().long(), wanted.leaf_codes())
-    with pytest.raises(RuntimeError, match="200 of 200 elsewhere"):
-        modules.library_trie.library_trie(
-            problem.catalogue.snapshot(), (problem.codes + 1) % 4, problem.item_ids
-        )
-
-
-# -- a rehearsal: the CPU backend in place of a GPU's, calls in place of graphs
+    yield from scripts(GPU_SCRIPTS, ("teacher_peer", "plot_style", "plot_gpu", "plot_results"))
 
 
 @pytest.fixture
@@ -266,13 +117,11 @@ def test_what_cannot_run_is_left_out_with_its_reason(
     rehearsal: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Any:
-        raise NotImplementedError("no such compiler\nand more lines")
+        raise RuntimeError("no such compiler\nand more lines")
 
     monkeypatch.setattr(rehearsal.gpu_participants, "peer_calls", broken)
     report = rehearse(rehearsal, peers=("graph",), batches=(1,), catalogues=("amazon14_beauty",))
-    assert [gone["why"] for gone in report["left_out"]] == [
-        "NotImplementedError: no such compiler"
-    ] * 2
+    assert [gone["why"] for gone in report["left_out"]] == ["RuntimeError: no such compiler"] * 2
     report = rehearse(rehearsal, peers=("compiled",), batches=(1,), compile_seconds=-1.0)
     assert {gone["why"] for gone in report["left_out"]} == {"-1 s of compiling are over"}
     report = rehearse(rehearsal, seconds=-1.0)
@@ -606,97 +455,3 @@ def test_options_are_checked(modules: SimpleNamespace, capsys: pytest.CaptureFix
             options(*words)
     assert bench.main(["--backends", "cpu"]) == 2  # a CPU's backend has no place here
     assert "got 'cpu'" in capsys.readouterr().err
-
-
-# -- tables
-
-
-def gpu_report(modules: SimpleNamespace) -> dict[str, Any]:
-    """As bench_decode_gpu leaves it, with made-up times."""
-
-    def row(operator: str, name: str, side: str, p50: float, batch: int) -> dict[str, Any]:
-        return {
-            "key": f"{operator}-{name}-bfloat16",
-            "operator": operator,
-            "name": name,
-            "side": side,
-            "dtype": "bfloat16",
-            "p50_us": p50,
-            "p99_us": 2 * p50,
-            "users_per_s": batch / p50 * 1e6,
-            "cold_p50_us": 3 * p50,
-        }
-
-    results = []
-    for batch in (32, 1):
-        rows = [
-            row(operator, name, side, p50, batch)
-            for operator in ("beam_decode", "decode_states")
-            for name, side, p50 in (
-                ("cuda", "backend", 20.0),
-                ("triton", "backend", 40.0),
-                ("compiled", "peer", 300.0),
-                ("autotuned", "peer", 250.0),
-                ("graph", "peer", 500.0),
-            )
-        ]
-        modules.gpu_rows.compare(rows)
-        empty = {"p50_us": 1.5, "cold_p50_us": 3.0}
-        point = {"catalogue": "beauty", "batch": batch, "variants": rows, "empty_graph": empty}
-        results.append({**point, "host_us": {"torch.mul": 3.0}})
-    return {
-        "kind": "decode-gpu",
-        "complete": True,
-        "machine": {"torch": "2.11", "commit": "abc"},
-        "gpu": "Pretended GPU",
-        "setting": {"dtypes": ["bfloat16"], "num_beams": 50},
-        "catalogues": {"beauty": {"name": "beauty", "items": 12101}},
-        "results": results,
-        "left_out": [],
-    }
-
-
-README = """<!-- table:decode-gpu -->
-<!-- /table -->
-between
-<!-- table:decode-gpu-states -->
-<!-- /table -->
-"""
-
-
-def test_gpu_tables_compare_with_the_fastest_compiled_peer(
-    modules: SimpleNamespace, tmp_path: Path
-) -> None:
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    readme.write_text(README)
-    modules.common.write_json(results / "decode-gpu-here.json", gpu_report(modules))
-    assert modules.make_tables.main(["--results", str(results), "--update", str(readme)]) == 0
-    text = readme.read_text()
-    lines = [line for line in text.splitlines() if line.startswith("| 32 |")]
-    assert lines == ["| 32 | 250 µs | 20 µs | 40 µs | 12.5x | 6.2x | 1,600,000 | 800,000 |"] * 2
-    assert text.index("| 1 |") < text.index("| 32 |")
-    assert "Pretended GPU" in text
-    assert "12,101 items" in text
-    made = modules.gpu_tables.decode_gpu_tables(gpu_report(modules))
-    assert "| 32 | 750 µs | 60 µs | 120 µs | 12.5x | 6.2x |" in made["decode-gpu-cold"]
-    assert "autotuned" in made["decode-gpu-peers"]
-    assert "`torch.mul`" in made["decode-gpu-host"]
-
-
-def test_gpu_tables_may_be_missing(modules: SimpleNamespace, tmp_path: Path) -> None:
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    results.mkdir()
-    readme.write_text(README.replace("-->\n<!-- /", "-->\nold\n<!-- /"))
-    assert modules.make_tables.main(["--results", str(results), "--update", str(readme)]) == 0
-    assert readme.read_text() == README
-
-
-def test_a_point_without_compiled_peers_still_has_a_row(modules: SimpleNamespace) -> None:
-    report = gpu_report(modules)
-    for point in report["results"]:
-        point["variants"] = [row for row in point["variants"] if row["side"] == "backend"]
-        for row in point["variants"]:
-            row["times_faster_than"] = {}
-            del row["best_compiled"]
-    made = modules.gpu_tables.decode_gpu_tables(report)
-    assert "| 32 | - | 20 µs | 40 µs | - | - |" in made["decode-gpu"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import SIZES, scripts
 
 from sidmlp_kernels.ops.triton import tiles
 from sidmlp_kernels.plan import DecodePlan
@@ -34,15 +34,6 @@ MODULES = (
     "triton_bench",
     "tune_triton",
 )
-SIZES = {
-    "codes_per_level": (256, 256, 256, 256),
-    "dim": 16,
-    "attention_dim": 24,
-    "num_heads": 2,
-    "ffn_dim": 16,
-    "hidden_dim": 32,
-    "blocks_per_head": 1,
-}
 ROW = tiles.TABLE[0]
 WARPS, STAGES = ROW.tiles.warps, ROW.tiles.stages
 SOURCE = Path(tiles.__file__).read_text()
@@ -50,12 +41,7 @@ SOURCE = Path(tiles.__file__).read_text()
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[SimpleNamespace]:
-    """The scripts as modules, importable as they are when one of them is run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-        for name in MODULES:
-            sys.modules.pop(name)
+    yield from scripts(MODULES)
 
 
 # -- candidates
