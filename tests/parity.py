@@ -16,6 +16,7 @@ from sidmlp.bounds import check_decode, decode_bounds
 from sidmlp.student import Student, StudentConfig
 from sidmlp.trie import Trie
 from sidmlp_kernels import backends
+from sidmlp_kernels.ops.cuda_kernels import tensor_cores_why_not
 from sidmlp_kernels.plan import DecodePlan
 from sidmlp_kernels.testing import PackedModel, Problem, exclude_tensors, rounding_floor
 from sidmlp_kernels.trie import host_library
@@ -36,9 +37,13 @@ ISAS = ("plain", "avx2", "avx512")
 GPU_BACKENDS = [backend.name for backend in backends.BACKENDS if backend.device_type == "cuda"]
 
 
-def float32_activations(backend: str, dtype: str) -> bool:
-    """Whether all activations are float32. Tensor cores take them in the dtype of the weights."""
-    return backend == "cpu" or dtype == "fp32"
+def float32_activations(backend: str, dtype: str, problem: Problem) -> bool:
+    """Whether a decode keeps all activations in float32. Tensor cores take them in the dtype of the
+    weights."""
+    if backend == "cpu" or dtype == "fp32":
+        return True
+    beams = problem.settings.num_beams
+    return backend == "cuda" and bool(tensor_cores_why_not(problem.spec, DTYPES[dtype], beams))
 
 
 def require_isa(isa: str) -> None:

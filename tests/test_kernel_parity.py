@@ -153,7 +153,7 @@ def test_decode_in_half_precision(
     where = f"{case}, {backend} {dtype}"
     eps = eps_of(case, DTYPES[dtype], DTYPES[dtype])
     assert_within_bounds(result, problem, eps, where=where, states=states)
-    if float32_activations(backend, dtype):
+    if float32_activations(backend, dtype, problem):
         eps = eps_of(case, torch.float32, DTYPES[dtype])
         exact = PackedModel(problem.packed(DTYPES[dtype]))
         where += ", packed weights"
@@ -194,7 +194,7 @@ def test_level_modes_do_not_matter(
         plan = problem.plan(backend, DTYPES[dtype], device=device, dense=flags)
         where = f"{case}, {backend} {dtype}, dense {flags}"
         result = decode(plan, problem)
-        if float32_activations(backend, dtype):
+        if float32_activations(backend, dtype, problem):
             sparse = sparse or result
             assert_results_equal(_tensors(result), _tensors(sparse), where=where)
         else:

@@ -119,7 +119,7 @@ def published(**options: Any) -> Problem:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_replays(backend: str, device: torch.device, dtype: str) -> None:
-    """Graphs of several batch sizes by turns, with calls in between."""
+    """Graphs of several batch sizes by turns, REPLAYS in all, with calls in between."""
     problem = published()
     plan = problem.plan(backend, DTYPES[dtype], device=device)
     every = [Turns(plan, problem, size) for size in SIZES]
@@ -129,7 +129,7 @@ def test_replays(backend: str, device: torch.device, dtype: str) -> None:
         turns.step()
     memory, steps, calls = None, 1, len(eager)  # one step before each capture
     for _ in range(CHUNKS):
-        for _ in range(max(1, REPLAYS // CHUNKS // len(SIZES))):
+        for _ in range(-(-REPLAYS // (CHUNKS * len(SIZES)))):
             for graph in graphs:
                 graph.replay()
             steps += 1

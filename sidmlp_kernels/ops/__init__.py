@@ -27,8 +27,8 @@ Lists and numbers, in the order that the makers fix:
 
 `X_triton` is operator X on Triton, with the same schema; `operator(name, backend)` finds the right
 one. With bf16 or fp16 weights it rounds activations to that dtype where a product reads them, and
-so does X on CUDA for sizes that tensor cores take (sidmlp_kernels.ops.cuda_kernels): a context
-beyond fp16's range counts as not finite there.
+so do beam_decode and, after its readout, decode_states on CUDA for sizes that tensor cores take
+(sidmlp_kernels.ops.cuda_kernels): a context beyond fp16's range counts as not finite there.
 
 Sizes, dtypes, shapes and devices that do not fit raise RuntimeError naming the argument. Users call
 these through `Recommender`, which raises ValueError instead.

@@ -22,7 +22,7 @@ __device__ __forceinline__ float reciprocal(float x) {  // one unit in the last 
   return y;
 }
 
-// 16 bytes of a matrix that is read once by this block; the memory is not written meanwhile.
+// 16 bytes of a matrix too large to keep in the first-level cache; it is not written meanwhile.
 __device__ __forceinline__ uint4 load_once(const void* pointer) {
   uint4 x;
   asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"

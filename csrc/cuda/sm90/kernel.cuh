@@ -5,7 +5,7 @@
 //   contexts -> first layers of all heads         cut level 1 -> level 2 -> .. -> level L -> items
 //            -> hidden rows -> logits of level 1
 //
-// Blocks of 256 threads, two on a multiprocessor.
+// Blocks of 256 threads, two on a multiprocessor; one where H is above 1024.
 #pragma once
 
 #include "cuda/launch.h"

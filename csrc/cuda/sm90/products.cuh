@@ -76,7 +76,7 @@ struct RowWords {
   __device__ __forceinline__ int operator[](int word) const { return begin + 16 * (word ^ swap); }
 };
 
-// One tile of 16 rows and the 8 * kCodeTiles codes from `code` on.
+// The weight rows of the 8 * kCodeTiles codes from `code` on.
 template <class W, int kCodeTiles>
 struct CodeTile {
   const W* rows[kCodeTiles];

@@ -27,8 +27,8 @@ __device__ __forceinline__ int bin_of(BeamKey key) {
   return min(max(bin, 0), kBins - 1);
 }
 
-// Keys of `from` that are real, and lie below none of rank < most: their number, found by counting.
-// place(rank, key) is called once for each; `limit` of them at most.
+// place(rank, key) for the real keys with rank < most, each by one thread, found by counting;
+// returns how many there are. Ends with a barrier.
 template <class Place>
 __device__ __forceinline__ int rank_keys(const BeamKey* from, int count, int most,
                                          const Place& place) {
@@ -140,13 +140,11 @@ __device__ __forceinline__ int best_keys(const TopK& top, const BeamKey* keys, i
   }
   __syncthreads();
   const Cutoff cutoff = find_cutoff(top.bins, most);
-  int survivors = cutoff.survivors;
   BeamKey least = 0;
   int lowest = cutoff.bin;
-  if (survivors > kSurvivors) {
+  if (cutoff.survivors > kSurvivors) {
     least = nth_key(top.bins, keys, count, most);
     lowest = 0;
-    survivors = most;
   }
   for (int i = tid; i < count; i += kThreads) {
     const BeamKey key = keys[i];
@@ -156,7 +154,7 @@ __device__ __forceinline__ int best_keys(const TopK& top, const BeamKey* keys, i
   }
   __syncthreads();
   for (int i = tid; i < kBins; i += kThreads) top.bins[i] = 0;
-  survivors = min(*top.num_survivors, kSurvivors);
+  const int survivors = min(*top.num_survivors, kSurvivors);
   const int found = rank_keys(top.survivors, survivors, most, place);
   if (tid == 0) *top.num_survivors = 0;  // published by the barrier before the next keys
   return found;
