@@ -30,11 +30,17 @@ from sidmlp_kernels.spec import StudentSpec
 from sidmlp_kernels.student import Student
 
 LANE = 16
+CODE_ROWS = 32
 
 
 def pad_columns(matrix: Tensor) -> Tensor:
     """`matrix` with its last dimension padded with zeros to a multiple of 16."""
     return torch.nn.functional.pad(matrix, (0, -matrix.shape[-1] % LANE))
+
+
+def pad_codes(matrix: Tensor) -> Tensor:
+    """`matrix` with rows of zeros added up to a multiple of 32."""
+    return torch.nn.functional.pad(matrix, (0, 0, 0, -matrix.shape[0] % CODE_ROWS))
 
 
 def round_once(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -221,7 +227,7 @@ class _Packer:
                 self.vectors(*rows),
                 self.matrix(f"heads.{i} prefix table", self.prefix_table(i)),
                 self.matrix(f"heads.{i}.blocks.*.linear.weight", torch.cat(further)),
-                self.matrix(f"heads.{i}.output.weight", w[f"heads.{i}.output.weight"]),
+                self.matrix(f"heads.{i}.output.weight", pad_codes(w[f"heads.{i}.output.weight"])),
                 w[f"heads.{i}.output.bias"].float().contiguous(),
             ]
         return tuple(packed)

@@ -15,6 +15,8 @@ namespace sidmlp {
 constexpr int kMaxLevels = 8;
 constexpr int kLane = 16;  // every row that a kernel reads is a multiple of 16 elements long
 
+constexpr int kCodeRows = 32;  // codes come in so many rows at once; rows past the last are zeros
+
 constexpr int64_t padded(int64_t n) { return (n + kLane - 1) / kLane * kLane; }
 
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
@@ -49,7 +51,7 @@ struct HeadView {
                          // each further block
   const void* prefix_table;  // [C_1 + .. + C_{l-1}, Hp]: row (offset_j + c) is W_j e_j(c)
   const void* block_weight;  // [blocks - 1, H, Hp] input-major
-  const void* out_weight;    // [C_l, Hp] one row per code
+  const void* out_weight;    // [C_l rounded up to kCodeRows, Hp] one row per code
   const float* out_bias;     // [C_l]
 };
 

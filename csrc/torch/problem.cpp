@@ -102,8 +102,8 @@ HeadsView heads_view(const Sizes& s, const std::vector<Tensor>& tensors, double 
         check_tensor(t[1], at + "prefix_table", weight, {prefix_rows, hidden_pad}, place);
     head.block_weight = check_tensor(t[2], at + "block_weight", weight,
                                      {s.num_blocks - 1, s.hidden_dim, hidden_pad}, place);
-    head.out_weight =
-        check_tensor(t[3], at + "out_weight", weight, {s.num_codes[l], hidden_pad}, place);
+    const int64_t code_rows = (s.num_codes[l] + kCodeRows - 1) / kCodeRows * kCodeRows;
+    head.out_weight = check_tensor(t[3], at + "out_weight", weight, {code_rows, hidden_pad}, place);
     head.out_bias =
         check_as<float>(t[4], at + "out_bias", ScalarType::Float, {s.num_codes[l]}, place);
     prefix_rows += s.num_codes[l];

@@ -103,7 +103,7 @@ class PackedModel:
             bias, gain, shift = vectors[3 * block - 1 : 3 * block + 2]
             hidden = hidden @ blocks[block - 1][:, : spec.hidden_dim] + bias
             hidden = self._norm_gelu(hidden, gain, shift)
-        return hidden @ out_weight[:, : spec.hidden_dim].T + out_bias
+        return hidden @ out_weight[: len(out_bias), : spec.hidden_dim].T + out_bias
 
     def _norm_gelu(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         x = functional.layer_norm(x, (len(gain),), gain, shift, self.config.layer_norm_eps)

@@ -225,8 +225,8 @@ class ProblemMaker {
       head.block_weight = matrix(static_cast<int64_t>(s.num_blocks - 1) * s.hidden_dim,
                                  s.hidden_dim, 1.5 / std::sqrt(s.hidden_dim));
       // GELU of a standard normal number has a mean square of 0.43.
-      head.out_weight =
-          matrix(s.codes[l], s.hidden_dim, kLogitSpread / std::sqrt(0.43 * s.hidden_dim));
+      head.out_weight = matrix((s.codes[l] + kCodeRows - 1) / kCodeRows * kCodeRows, s.hidden_dim,
+                               kLogitSpread / std::sqrt(0.43 * s.hidden_dim));
       std::vector<float> bias(s.codes[l]);
       for (float& b : bias) b = 0.3f * normal();
       head.out_bias = Array::of(bias);

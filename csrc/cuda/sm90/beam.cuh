@@ -33,6 +33,21 @@ struct Pass {
   int kept;
 };
 
+// Where a pass ends that cannot take all beams from `begin` on: the rank after its last beam, and
+// the index after its last head. Rare, and out of line so that it costs no registers elsewhere.
+__device__ __noinline__ inline int2 pass_ends(const int* first_key, const int* heads, int begin,
+                                              int count, int first_head, int num_heads, int limit,
+                                              int most_heads) {
+  int2 ends{begin, first_head};
+  while (ends.x < count && first_key[ends.x + 1] <= limit) {
+    const bool head = ends.y < num_heads && heads[ends.y] == ends.x;
+    if (head && ends.y - first_head == most_heads) break;
+    ends.y += head;
+    ++ends.x;
+  }
+  return ends;
+}
+
 template <class W, int kVectors, bool kFull>
 struct Search {
   const BeamDecodeProblem& problem;
@@ -259,14 +274,10 @@ struct Search {
     const int limit = state.first_key[pass.begin] + shape.key_capacity - kept;
     if (state.first_key[count] <= limit && pass.last_head - pass.first_head <= most_heads)
       return pass;
-    pass.end = pass.begin;
-    pass.last_head = pass.first_head;
-    while (pass.end < count && state.first_key[pass.end + 1] <= limit) {
-      const bool head = pass.last_head < state.num_heads && state.heads[pass.last_head] == pass.end;
-      if (head && pass.last_head - pass.first_head == most_heads) break;
-      pass.last_head += head;
-      ++pass.end;
-    }
+    const int2 ends = pass_ends(state.first_key, state.heads, pass.begin, count, pass.first_head,
+                                state.num_heads, limit, most_heads);
+    pass.end = ends.x;
+    pass.last_head = ends.y;
     return pass;
   }
 
@@ -292,7 +303,8 @@ struct Search {
     constexpr int kCodeTiles = 4, kCodes = 8 * kCodeTiles, kUnroll = kFull ? 4 : 1;
     const HeadView& head = problem.heads.heads[level];
     const int g = lane_index() / 4, t = lane_index() % 4, codes = head.num_codes;
-    const RowTiles<kRowTiles> rows(memory + shape.hidden, shape.row_bytes, count);
+    const int row_bytes = kFull ? hidden_row_bytes(hidden()) : shape.row_bytes;
+    const RowTiles<kRowTiles> rows(memory + shape.hidden, row_bytes, shape.rows);
     const int turns = (codes + kCodes * kWarps - 1) / (kCodes * kWarps);
 #pragma unroll 1
     for (int turn = 0; turn < turns; ++turn) {
@@ -300,8 +312,7 @@ struct Search {
       const bool active = code < codes;
       float sum[kRowTiles][kCodeTiles][4] = {};
       if (active) {
-        const CodeTile<W, kCodeTiles> tile(static_cast<const W*>(head.out_weight), hidden(), code,
-                                           codes);
+        const CodeTile<W, kCodeTiles> tile(static_cast<const W*>(head.out_weight), hidden(), code);
         uint4 now[kCodeTiles], next[kCodeTiles];  // the next weights are on their way meanwhile
         tile.load(now, 0);
 #pragma unroll kUnroll
@@ -331,8 +342,8 @@ struct Search {
           if (16 * m + 8 * half + g < count) {
 #pragma unroll
             for (int i = 0; i < kCodeTiles; ++i) {
-              const float2 logits{sum[m][i][2 * half] + bias[i].x,
-                                  sum[m][i][2 * half + 1] + bias[i].y};
+              const float2 logits{fmaf(gelu_unit<W>, sum[m][i][2 * half], bias[i].x),
+                                  fmaf(gelu_unit<W>, sum[m][i][2 * half + 1], bias[i].y)};
               // The stride leaves room for codes up to a multiple of 32.
               *reinterpret_cast<float2*>(to + 8 * i) = logits;
             }
@@ -439,7 +450,8 @@ struct Search {
             rows[n] =
                 weight + static_cast<uint32_t>(__shfl_sync(kAllLanes, code, 8 * n) * hidden());
           const float dot = four_dots<W>(values, hidden(), rows);
-          if (lane % 8 == 0 && mine < count) *reinterpret_cast<float*>(logits + mine) = dot + bias;
+          if (lane % 8 == 0 && mine < count)
+            *reinterpret_cast<float*>(logits + mine) = fmaf(gelu_unit<W>, dot, bias);
         }
       }
       __syncwarp();

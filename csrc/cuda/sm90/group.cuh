@@ -119,7 +119,7 @@ __device__ __forceinline__ void root_logits(const HeadsView& heads, const Group&
   for (int task = warp_index(); task < kQuarters * own_tiles; task += kWarps) {
     const int tile = own + (task / kQuarters << shape.cluster_shift), part = task % kQuarters;
     const CodeTile<W, 2> tile_codes(static_cast<const W*>(head.out_weight), heads.hidden_dim,
-                                    kCodes * tile, codes);
+                                    kCodes * tile);
     float sum[1][2][4] = {};
     const int end = min((part + 1) * quarter, steps);
 #pragma unroll 4
@@ -141,8 +141,8 @@ __device__ __forceinline__ void root_logits(const HeadsView& heads, const Group&
     const int code = (own + (tile << shape.cluster_shift)) * kCodes + i % kCodes;
     if (request >= group.requests || code >= codes) continue;
     const float* parts = partial + tile * kQuarters * kPart + i % kPart;
-    const float logit = ((parts[0] + parts[kPart]) + parts[2 * kPart]) + parts[3 * kPart] +
-                        __ldg(head.out_bias + code);
+    const float sum = ((parts[0] + parts[kPart]) + parts[2 * kPart]) + parts[3 * kPart];
+    const float logit = fmaf(gelu_unit<W>, sum, __ldg(head.out_bias + code));
     group.for_owners(request, [&](uint32_t owner, int slot) {
       ptx::store_peer(ptx::peer_address(group.root_logits(slot) + code, owner), logit);
     });

@@ -1,5 +1,5 @@
 // A hidden row by one warp, in registers: h = GELU(LN(first + sum_j P_{l,j}[c_j])), where `first`
-// is the context part of the first layer.
+// is the context part of the first layer; in units of gelu_unit<W>.
 #pragma once
 
 #include "cuda/sm90/products.cuh"

@@ -54,9 +54,9 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   while (1 << s.team_shift < team) ++s.team_shift;
   s.users = std::max(1, cut.group / cut.cluster);
   s.rows = rows;
-  s.row_bytes = round_up(2 * hidden, 128) + 16;  // eight rows lie in different banks
+  s.row_bytes = hidden_row_bytes(hidden);
   s.context_bytes = round_up(2 * heads.dim, 128) + 32;
-  s.logit_stride = round_up(codes, 32) + 8;  // as do four rows
+  s.logit_stride = round_up(codes, 32) + 8;  // four rows lie in different banks
   s.root_stride = round_up(heads.heads[0].num_codes, 4);
   s.key_capacity = keys;
   s.beams = round_up(problem.config.num_beams, 32);

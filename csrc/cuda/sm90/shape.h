@@ -21,15 +21,18 @@ constexpr int kBins = 1024;   // of the top-k's histogram
 constexpr int kSurvivors = 256;
 constexpr int kDirect = 128;  // keys that are ranked without a histogram
 
+// Bytes from a hidden row to the next: eight rows lie in different banks.
+constexpr int hidden_row_bytes(int hidden_dim) { return (2 * hidden_dim + 127) / 128 * 128 + 16; }
+
 // Byte offsets into dynamic shared memory.
 struct Shape {
   int cluster, group, users;
   int cluster_shift, team_shift;  // cluster and team are powers of two
   int rows;                       // hidden rows at once, at most kMaxRows
-  int row_bytes;      // of a hidden row: H elements and a gap that spreads rows over banks
-  int context_bytes;  // of a row of the contexts
-  int logit_stride;   // floats of a row of logits
-  int root_stride;    // floats of the logits of level 1
+  int row_bytes;                  // hidden_row_bytes
+  int context_bytes;              // of a row of the contexts
+  int logit_stride;               // floats of a row of logits
+  int root_stride;                // floats of the logits of level 1
   int key_capacity;
   int beams;  // num_beams, rounded up to 32
   bool logits_over_hidden;

@@ -55,7 +55,13 @@ __device__ __forceinline__ void widen_eight(const uint4& raw, float (&x)[8]) {
   }
 }
 
-// x Phi(x), fitted to the precision of W.
+// x Phi(x) in units of gelu_unit<W>, fitted to the precision of W. A unit is a power of two, so
+// whoever sums products takes it back without rounding.
+template <class W>
+constexpr float gelu_unit = 1.0f;
+template <>
+constexpr float gelu_unit<__nv_bfloat16> = 0.5f;
+
 template <class W>
 __device__ __forceinline__ float gelu(float x);
 
@@ -64,9 +70,9 @@ __device__ __forceinline__ float gelu(float x);
 // and tanh is 1.
 template <>
 __device__ __forceinline__ float gelu<__nv_bfloat16>(float x) {
-  const float u = fminf(x * x, 30.0f), half = 0.5f * x;
+  const float u = fminf(x * x, 30.0f);
   const float p = fmaf(fmaf(-3.51708637e-04f, u, 3.70068271e-02f), u, 7.97506586e-01f);
-  return fmaf(half, ptx::tanh(x * p), half);
+  return fmaf(x, ptx::tanh(x * p), x);
 }
 
 // Phi by the sigmoid of an odd polynomial, off by at most 3.1e-6 in x Phi(x): the fit of

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from sidmlp_kernels.packing import LANE
+from sidmlp_kernels.packing import CODE_ROWS, LANE
 from sidmlp_kernels.spec import MAX_LEVELS
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -152,7 +152,8 @@ def check_heads(s: Sizes, tensors: Sequence[Tensor], device: torch.device) -> to
         check_tensor(own[1], at + "prefix_table", dtype, (prefix_rows, stride), device)
         blocks = (s.num_blocks - 1, s.hidden_dim, stride)
         check_tensor(own[2], at + "block_weight", dtype, blocks, device)
-        check_tensor(own[3], at + "out_weight", dtype, (codes, stride), device)
+        rows = codes + -codes % CODE_ROWS
+        check_tensor(own[3], at + "out_weight", dtype, (rows, stride), device)
         check_tensor(own[4], at + "out_bias", torch.float32, (codes,), device)
         prefix_rows += codes
     check_aligned(tensors, "heads")
