@@ -228,6 +228,8 @@ def resolve(
     if slower is not None:
         return _logged(slower, f"by 'auto', though {'; '.join(passed)}")
     asked = f"backend={name!r}, device={str(device)!r}, dtype={str(dtype)!r}"
+    if auto and num_beams is not None:
+        asked += f", num_beams={num_beams}"
     raise ValueError(
         f"backend: expected one that can run this model ({asked}), got none "
         f"({'; '.join(passed)}); `python -m sidmlp_kernels doctor` says what runs here"

@@ -163,3 +163,14 @@ def test_a_model_chooses_for_each_of_its_settings(monkeypatch: pytest.MonkeyPatc
         ("second", "chosen: by 'auto', since first: is slow above 10 beams"),
         ("first", "chosen: asked for"),
     ]
+
+
+def test_settings_that_nothing_runs_are_refused_when_they_are_used() -> None:
+    model = sk.Recommender(make_student(), make_catalogue(), device="cpu")
+    states, mask = make_states()
+    wanted = (
+        r"num_beams=70000\), got none \(.*; cpu: num_beams: expected at most 65536, got 70000\)"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        model.decode_states(states, mask, k=4, num_beams=70_000)
+    assert model.decode_states(states, mask, k=4).counts.tolist() == [4] * 5
