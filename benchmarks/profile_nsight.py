@@ -30,10 +30,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import profile_reading
 from common import RESULTS, ROOT, machine_facts, slug, write_json
 from decode_catalogues import BEAUTY, REAL
+from profile_pages import parse_raw, parse_source
+from profile_reading import make_reading
 from profile_target import OPERATORS
+from profile_words import describe
 
 from sidmlp_kernels.backends import BACKENDS, DTYPES
 
@@ -191,17 +193,17 @@ def read_report(ncu: str, report: Path, args: argparse.Namespace, facts: dict) -
         return done.stdout
 
     try:
-        kernels = profile_reading.parse_raw(page("raw"))
+        kernels = parse_raw(page("raw"))
     except ValueError as error:
         raise ProfileError(f"{report}: {error}") from error
     if not kernels:
         raise ProfileError(f"{report}: expected one kernel, got none; profile it again")
-    sass = profile_reading.parse_source(page("source", "--print-source", "sass"))
+    sass = parse_source(page("source", "--print-source", "sass"))
     try:
-        lines = profile_reading.parse_source(page("source", "--print-source", "cuda,sass"))
+        lines = parse_source(page("source", "--print-source", "cuda,sass"))
     except ProfileError:  # no line information: some versions call that an error
         lines = []
-    return profile_reading.make_reading(
+    return make_reading(
         kernels[0], sass, lines, batch=args.batch, counted=facts["counted"], top=args.top
     )
 
@@ -281,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{facts.get('gpu', 'GPU')}: {args.operator} on {args.backend}, {args.dtype}, batch "
         f"{args.batch}, {args.beams} beams, {facts['catalogue']['name']}, L2 {args.cache}"
     )
-    print("\n".join(profile_reading.describe(reading)))
+    print("\n".join(describe(reading)))
     print(report)
     if args.json is not None:
         path = args.json

@@ -1,26 +1,18 @@
-"""What a report of Nsight Compute says about one kernel: its CSV pages, parsed into a reading.
+"""What a report of Nsight Compute says about one kernel: from its pages to a reading.
 
-    ncu --import REPORT --page raw --csv                              -> parse_raw
-    ncu --import REPORT --page source --csv --print-source sass       -> parse_source
-    ncu --import REPORT --page source --csv --print-source cuda,sass  -> parse_source, with lines
-
-Metrics are those of compute capability 9.0 in Nsight Compute 2025. Where versions differ in a name,
-the first that the report has is taken; what it lacks is None and stands in "missing". Nothing
-here needs ncu or a GPU.
+Where versions of Nsight Compute differ in a metric's name, the first that the report has is taken;
+what it lacks is None and stands in "missing".
 """
 
 from __future__ import annotations
 
-import csv
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-_SECONDS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
+from profile_pages import Instruction, Kernel
+
 SECTOR_BYTES = 32
 
 # Share of a pipe's peak while its multiprocessor works, by the first of these that the report has.
@@ -40,169 +32,6 @@ _OF_PEAK = (".avg.pct_of_peak_sustained_active", ".sum.pct_of_peak_sustained_act
 _ANY_PIPE = re.compile(r"sm__(?:inst_executed_pipe|pipe)_(\w+)\.avg\.pct_of_peak_sustained_active")
 _STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")
 _STALL_SAMPLES = re.compile(r"smsp__pcsamp_warps_issue_stalled_(\w+?)(?<!_not_issued)")
-
-_SAMPLES = (
-    "Warp Stall Sampling (All Samples)",
-    "Warp Stall Sampling (All Cycles)",
-    "# Samples",
-    "Samples",
-)
-_EXECUTED = "Instructions Executed"
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One row of the raw page: a launch and its metrics in bytes, seconds, Hz or counts."""
-
-    name: str
-    grid: str
-    block: str
-    metrics: Mapping[str, float]
-
-    def first(self, *names: str) -> float | None:
-        """The first of these metrics that the report has."""
-        return next((self.metrics[name] for name in names if name in self.metrics), None)
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One row of SASS: where it comes from, and what was sampled and executed there.
-
-    file, line, text  of the source, "" and 0 where the page has none
-    samples           of the program counter; executed: by warps
-    stalls            samples by reason, as the page names them
-    """
-
-    address: str
-    sass: str
-    samples: float
-    executed: float
-    stalls: Mapping[str, float] = field(default_factory=dict)
-    file: str = ""
-    line: int = 0
-    text: str = ""
-
-    @property
-    def opcode(self) -> str:
-        """The instruction without its predicate, modifiers and operands: LDG, HMMA, .."""
-        words = [word for word in self.sass.split() if not word.startswith("@")]
-        return words[0].split(".")[0].rstrip(";") if words else ""
-
-
-# -- pages
-
-
-def number(text: str, unit: str = "") -> float | None:
-    """A cell in base units, None where it is no finite number: "1,234.5" Kbyte -> 1234500."""
-    try:
-        value = float(text.replace(",", ""))
-    except ValueError:
-        return None
-    if not math.isfinite(value):
-        return None
-    unit = unit.split("/")[0].strip().lower()
-    if found := re.fullmatch(r"([num]?)s(?:econds?)?", unit):
-        return value * _SECONDS[found[1]]
-    if found := re.fullmatch(r"([kmgt]?)(?:b|bytes?|hz)", unit):
-        return value * _PREFIXES[found[1]]
-    return value
-
-
-def _rows(page: str) -> Iterator[list[str]]:
-    """The page's cells; messages of ncu and empty lines are not its."""
-    lines = (line for line in page.splitlines() if line.strip() and not line.startswith("=="))
-    return csv.reader(lines)
-
-
-def parse_raw(page: str) -> list[Kernel]:
-    """The raw page: a line of names, one of units, then a line for each kernel.
-
-    ValueError where it is something else.
-    """
-    rows = list(_rows(page))
-    start = next((i for i, row in enumerate(rows) if "Kernel Name" in row), None)
-    if start is None or len(rows) < start + 2:
-        raise ValueError(
-            "raw page: expected a line of metric names with Kernel Name and a line of units, got "
-            f"{page.strip().splitlines()[:1]}; import the report with --page raw --csv"
-        )
-    names, units = rows[start], rows[start + 1]
-    kernels = []
-    for row in rows[start + 2 :]:
-        cells = dict(zip(names, row, strict=False))
-        metrics = {}
-        for name, unit, cell in zip(names, units, row, strict=False):
-            value = number(cell, unit) if "__" in name else None  # as in sm__cycles_active.avg
-            if value is not None:
-                metrics[name] = value
-        kernels.append(
-            Kernel(
-                cells["Kernel Name"],
-                cells.get("Grid Size", ""),
-                cells.get("Block Size", ""),
-                metrics,
-            )
-        )
-    return kernels
-
-
-def parse_source(page: str) -> list[Instruction]:
-    """The source page, of SASS alone or of CUDA and SASS, each instruction once.
-
-    SASS alone: "Address","Source",.., a line for each instruction. CUDA and SASS: tables of files,
-    each after a line "File Path", with "Line No","Source","Address","Source",..: a source line is
-    followed by its instructions, and its own numbers are their sums.
-    """
-    found: dict[str, Instruction] = {}
-    file, columns = "", None
-    line, text = 0, ""
-    for row in _rows(page):
-        if row[0] in ("File Path", "File Name") and len(row) > 1:
-            file, columns = row[1], None
-            continue
-        if "Source" in row and "Address" in row:
-            columns, line, text = _SourceColumns(row), 0, ""
-            continue
-        if columns is None or len(row) < columns.width:
-            continue
-        if columns.line is not None and row[columns.line].strip().isdigit():
-            line, text = int(row[columns.line]), row[columns.text].strip()
-        address = row[columns.address].strip()
-        if address in ("", "-") or address in found:
-            continue
-        found[address] = Instruction(
-            address,
-            row[columns.sass].strip(),
-            number(row[columns.samples]) or 0.0 if columns.samples is not None else 0.0,
-            number(row[columns.executed]) or 0.0 if columns.executed is not None else 0.0,
-            {name: number(row[i]) or 0.0 for name, i in columns.stalls.items()},
-            file if line else "",
-            line,
-            text,
-        )
-    return list(found.values())
-
-
-class _SourceColumns:
-    """Where things stand in a table of the source page."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        sources = [i for i, name in enumerate(names) if name == "Source"]
-        self.width = len(names)
-        self.address = names.index("Address")
-        self.line = names.index("Line No") if "Line No" in names else None
-        self.text, self.sass = sources[0], sources[-1]
-        samples = next((name for name in _SAMPLES if name in names), None)
-        self.samples = names.index(samples) if samples else None
-        self.executed = names.index(_EXECUTED) if _EXECUTED in names else None
-        self.stalls = {
-            name.removeprefix("stall_"): i
-            for i, name in enumerate(names)
-            if name.startswith("stall_") and "not issued" not in name.lower()
-        }
-
-
-# -- the reading
 
 
 def make_reading(
@@ -430,93 +259,3 @@ def _missing(value: Any, name: str = "") -> Iterator[str]:
             yield from _missing(inner, f"{name}.{key}" if name else key)
     elif value == [] and name in ("stalls", "opcodes", "lines"):
         yield name
-
-
-# -- in words
-
-
-def describe(reading: Mapping[str, Any]) -> list[str]:
-    """The reading for a terminal, line by line."""
-    sm, occupancy, memory = reading["sm"], reading["occupancy"], reading["memory"]
-    spills, instructions = reading["spills"], reading["instructions"]
-    pipes = ", ".join(f"{name} {_percent(share)}" for name, share in reading["pipes"].items())
-    said = [
-        f"kernel        {reading['kernel']}  grid {reading['grid']}  block {reading['block']}",
-        f"duration      {_number(reading['duration_us'], ' us')} at "
-        f"{_number(reading['clock_mhz'], ' MHz')}",
-        f"SM            {_percent(sm['active_share'])} of the time active, then busy "
-        f"{_percent(sm['busy_share'])}, {_number(sm['ipc_active'])} instructions a cycle "
-        f"({_number(sm['ipc_elapsed'])} over all cycles)",
-        f"pipes         {pipes}",
-        f"instructions  {_count(instructions['executed'])} of warps, "
-        f"{_count(instructions['per_request'])} a request",
-        f"occupancy     {_percent(occupancy['achieved_share'])} achieved, "
-        f"{_percent(occupancy['theoretical_share'])} possible; "
-        f"{_count(occupancy['registers'])} registers, {_bytes(occupancy['shared_bytes'])} shared, "
-        f"{_number(occupancy['waves'])} waves",
-        f"spills        {_count(spills['local_loads'])} local loads, "
-        f"{_count(spills['local_stores'])} local stores of warps",
-    ]
-    for word, counted in (("read", "counted_read_bytes"), ("write", "counted_write_bytes")):
-        of = memory[counted]
-        said.append(
-            f"{word:13} {_bytes(of)} counted, L2 {_against(memory[f'l2_{word}_bytes'], of)}, "
-            f"DRAM {_against(memory[f'dram_{word}_bytes'], of)}"
-        )
-    said.append(
-        f"memory        L2 busy {_percent(memory['l2_busy_share'])}, DRAM busy "
-        f"{_percent(memory['dram_busy_share'])}; hits L1 {_percent(memory['l1_hit_share'])}, "
-        f"L2 {_percent(memory['l2_hit_share'])}"
-    )
-    said.append("stalls        share of warps' cycles, cycles for each instruction")
-    said += [
-        f"  {row['reason']:24} {row['share']:5.1f}%  {_number(row['cycles'])}"
-        for row in reading["stalls"]
-        if row["share"] >= 1
-    ]
-    said.append("opcodes       share executed, share of samples")
-    said += [
-        f"  {row['opcode']:24} {row['executed_share']:5.1f}%  {row['samples_share']:5.1f}%"
-        for row in reading["opcodes"][:12]
-    ]
-    said.append("source lines  share of samples, share executed, most frequent stall")
-    if not reading["lines"]:
-        said.append("  none: the kernel was compiled without line information")
-    for row in reading["lines"]:
-        place = f"{row['file']}:{row['line']}" if row["line"] else row["file"]
-        said.append(
-            f"  {row['samples_share']:5.1f}%  {row['executed_share']:5.1f}%  {row['stall']:16} "
-            f"{place}  {row['text'][:80]}".rstrip()
-        )
-    if reading["missing"]:
-        said.append(f"not in the report: {', '.join(reading['missing'])}")
-    return said
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}%"
-
-
-def _number(value: float | None, unit: str = "") -> str:
-    return "-" if value is None else f"{value:,.4g}{unit}" if value < 1e4 else f"{value:,.0f}{unit}"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _bytes(value: float | None) -> str:
-    if value is None:
-        return "-"
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
-
-
-def _against(value: float | None, counted: float) -> str:
-    """Bytes, and how many times what was counted they are."""
-    if value is None or not counted:
-        return _bytes(value)
-    times = value / counted
-    return f"{_bytes(value)} ({times:,.0f}x)" if times >= 10 else f"{_bytes(value)} ({times:.2g}x)"

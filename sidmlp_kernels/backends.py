@@ -2,7 +2,9 @@
 
 A backend is a name, the type of device it runs on, and a function that says why it cannot do what
 is asked ("" when it can). `resolve` takes an explicit name at its word, so it works or raises with
-the reason; "auto" takes the first of `BACKENDS` that can, and logs which.
+the reason. "auto" takes the first of `BACKENDS` that can, but for a backend that says `rather_not`:
+that one leaves the sizes to the next of the same device, where there is one. The choice says why,
+is logged, and stands in every printed plan.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,21 +52,24 @@ class Backend:
 
     auto_dtype  what dtype="auto" means here
     why_not     Sizes -> "" or the reason why it cannot
+    rather_not  Sizes that it can run -> "" or the reason why another is faster, as a clause
     """
 
     name: str
     device_type: str
     auto_dtype: torch.dtype
     why_not: Callable[[Sizes], str]
+    rather_not: Callable[[Sizes], str] = lambda sizes: ""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What `resolve` chose."""
+    """What `resolve` chose, and why in one line."""
 
     backend: Backend
     device: torch.device
     dtype: torch.dtype
+    reason: str
 
 
 def _operators_why_not(sizes: Sizes) -> str:
@@ -110,6 +115,21 @@ def _cuda_why_not(sizes: Sizes) -> str:
     return _operators_why_not(sizes)
 
 
+def _cuda_rather_not(sizes: Sizes) -> str:
+    """What decides: in benchmarks/results/decode-gpu-nvidia-h200.json (bf16, 50 beams, two
+    catalogues), whose cuda variants are the plain kernel, triton takes 0.48 to 0.97 of its time for
+    `beam_decode` at batch 1 to 4096, and 0.57 to 0.98 for `decode_states` but for one point (1.13
+    at batch 512 of the smaller catalogue). Those are sizes that tensor cores take now; others were
+    not measured, but run the same two kernels. Nor was float32, so that cuda keeps it.
+    """
+    if sizes.spec is None or sizes.dtype is None or sizes.dtype == torch.float32:
+        return ""
+    from .ops.cuda_kernels import tensor_cores_why_not  # can be run as a program
+
+    plain = tensor_cores_why_not(sizes.spec, sizes.dtype, sizes.num_beams or 1)
+    return plain and f"would take its plain kernel, slower in half precision ({plain})"
+
+
 def _triton_why_not(sizes: Sizes) -> str:
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
@@ -133,7 +153,7 @@ def _triton_why_not(sizes: Sizes) -> str:
 
 # In the order of preference of "auto".
 BACKENDS = (
-    Backend("cuda", "cuda", torch.float32, _cuda_why_not),
+    Backend("cuda", "cuda", torch.float32, _cuda_why_not, _cuda_rather_not),
     Backend("triton", "cuda", torch.float32, _triton_why_not),
     Backend("cpu", "cpu", torch.float32, _cpu_why_not),
 )
@@ -169,35 +189,57 @@ def resolve(
     dtype: torch.dtype | str = "auto",
     *,
     spec: StudentSpec | None = None,
+    num_beams: int | None = None,
 ) -> Choice:
     """The backend, device and dtype to run with; each may be "auto".
+
+    num_beams: of most requests, which "auto" reckons with; an explicit backend is not judged by it.
 
     Raises ValueError with each candidate's reason when none can, which for an explicit backend is
     the only candidate.
     """
     wanted = parse_device(device)
     number = None if dtype == "auto" else parse_dtype(dtype)
-    candidates = BACKENDS if name == "auto" else (_by_name(name, "auto"),)
-    reasons = []
-    for backend in candidates:
+    auto = name == "auto"
+    passed = []  # over, and why
+    slower: Choice | None = None  # can run, but rather not
+    for backend in BACKENDS if auto else (_by_name(name, "auto"),):
+        if slower is not None and backend.device_type != slower.device.type:
+            continue  # speed is no reason to leave the GPU
+        sizes = Sizes(spec, number or backend.auto_dtype, num_beams if auto else None)
         if wanted is not None and wanted.type != backend.device_type:
             reason = f"it runs on {backend.device_type}, not on {wanted}"
         else:
-            reason = backend.why_not(Sizes(spec, number or backend.auto_dtype))
+            reason = backend.why_not(sizes)
         if reason:
-            reasons.append(f"{backend.name}: {reason}")
+            passed.append(f"{backend.name}: {reason}")
             continue
         runs_on = wanted or parse_device(backend.device_type)
         assert runs_on is not None  # only "auto" parses to None
-        choice = Choice(backend, runs_on, number or backend.auto_dtype)
-        if name == "auto":
-            _log_once(choice.backend.name, choice.device, choice.dtype)
-        return choice
+        choice = Choice(backend, runs_on, number or backend.auto_dtype, "asked for")
+        if not auto:
+            return choice
+        reason = "" if slower else backend.rather_not(sizes)
+        if not reason:
+            since = f"since {'; '.join(passed)}" if passed else "its first choice"
+            return _logged(choice, f"by 'auto', {since}")
+        passed.append(f"{backend.name}: {reason}")
+        slower = choice
+    if slower is not None:
+        return _logged(slower, f"by 'auto', though {'; '.join(passed)}")
     asked = f"backend={name!r}, device={str(device)!r}, dtype={str(dtype)!r}"
+    if auto and num_beams is not None:
+        asked += f", num_beams={num_beams}"
     raise ValueError(
         f"backend: expected one that can run this model ({asked}), got none "
-        f"({'; '.join(reasons)}); `python -m sidmlp_kernels doctor` says what runs here"
+        f"({'; '.join(passed)}); `python -m sidmlp_kernels doctor` says what runs here"
     )
+
+
+def _logged(choice: Choice, reason: str) -> Choice:
+    """The choice of "auto" with its reason."""
+    _log_once(choice.backend.name, choice.device, choice.dtype, reason)
+    return replace(choice, reason=reason)
 
 
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -239,5 +281,5 @@ def _by_name(name: object, *further: str) -> Backend:
 
 
 @functools.cache
-def _log_once(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    logger.info("backend 'auto' is %s on %s with %s weights", name, device, dtype)
+def _log_once(name: str, device: torch.device, dtype: torch.dtype, reason: str) -> None:
+    logger.info("backend %s on %s with %s weights, chosen %s", name, device, dtype, reason)

@@ -11,23 +11,13 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .backends import BACKENDS, DTYPES, why_not
+from .backends import BACKENDS, DTYPES, resolve, why_not
+from .ops.cuda_kernels import tensor_cores_why_not
 from .ops.library import LIBRARY_DIR
-from .spec import DecodeSpec, StudentSpec
+from .spec import PUBLISHED, DecodeSpec
 from .trie import host_library
 
 PACKAGES = ("torch", "numpy", "safetensors", "huggingface_hub", "triton", "transformers")
-
-# The sizes that the paper publishes: 4 levels of 256 codes, a teacher of width 128.
-PUBLISHED = StudentSpec(
-    codes_per_level=(256, 256, 256, 256),
-    dim=128,
-    attention_dim=384,
-    num_heads=6,
-    ffn_dim=1024,
-    hidden_dim=512,
-    embedding_dim=128,
-)
 
 
 def report() -> str:
@@ -102,8 +92,24 @@ def _cuda() -> Iterator[str]:
 
 def _backends() -> Iterator[str]:
     beams = DecodeSpec.for_levels(PUBLISHED.num_levels).num_beams
+    sizes = f"published sizes, {beams} beams"
     for backend in BACKENDS:
         for name in DTYPES:
             reason = why_not(backend.name, PUBLISHED, dtype=name, num_beams=beams)
-            verdict = f"no: {reason}" if reason else "yes"
-            yield f"{backend.name}, published sizes, {beams} beams, {name}: {verdict}"
+            verdict = f"no: {reason}" if reason else f"yes{_kernel(backend.name, name, beams)}"
+            yield f"{backend.name}, {sizes}, {name}: {verdict}"
+    for name in DTYPES:
+        try:
+            choice = resolve("auto", dtype=name, spec=PUBLISHED, num_beams=beams)
+        except ValueError:
+            yield f"auto, {sizes}, {name}: none"
+        else:
+            yield f"auto, {sizes}, {name}: {choice.backend.name}, chosen {choice.reason}"
+
+
+def _kernel(backend: str, dtype: str, beams: int) -> str:
+    """Which of its two kernels the CUDA backend would take."""
+    if backend != "cuda":
+        return ""
+    plain = tensor_cores_why_not(PUBLISHED, DTYPES[dtype], beams)
+    return f", plain kernel ({plain})" if plain else ", tensor cores"

@@ -20,6 +20,7 @@ from sidmlp_kernels.packing import PackedWeights
 from sidmlp_kernels.tracing import traced
 
 if TYPE_CHECKING:
+    from sidmlp_kernels.ops.cuda_kernels import Cut
     from sidmlp_kernels.ops.triton.bound import BoundPlan
 
 ISAS = ("auto", "plain", "avx2", "avx512")
@@ -64,7 +65,9 @@ class DecodePlan:
     level_weights: tuple[float, ...]
     levels: tuple[LevelPlan, ...]
     isa: str = "auto"
+    chosen: str = ""  # why this backend, see sidmlp_kernels.backends; "": not said
     kernel: str = ""  # of the CUDA backend, see sidmlp_kernels.ops.cuda_kernels
+    cuts: tuple[Cut, ...] = ()  # of its tensor core kernel, by batch
     _decode_args: tuple = field(init=False, repr=False)
     _readout: list[Tensor] = field(init=False, repr=False)
     _heads_catalogue: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
@@ -173,15 +176,20 @@ class DecodePlan:
             f"backend {self.backend}, {self.packed.dtype}, {self.packed.device}, isa {self.isa}, "
             f"{self.num_beams} beams, k {self.k}, {self.normalisation}, "
             f"catalogue version {self.snapshot.version}",
+            *([f"chosen: {self.chosen}"] if self.chosen else []),
             *([f"kernel: {self.kernel}"] if self.kernel else []),
-            f"{'level':>5} {'codes':>6} {'nodes':>9} {'children':>9} {'only child':>10}  logits",
+            f"{'level':>9} {'codes':>6} {'nodes':>9} {'children':>9} {'only child':>10}  logits",
         ]
         for number, level in enumerate(self.levels, 1):
             lines.append(
-                f"{number:>5} {level.num_codes:>6} {level.num_nodes:>9} "
+                f"{number:>9} {level.num_codes:>6} {level.num_nodes:>9} "
                 f"{level.mean_children:>9.2f} {level.only_child_share:>10.2f}  "
                 f"{'dense' if level.dense else 'sparse'}: {level.reason}"
             )
+        if self.cuts:
+            from sidmlp_kernels.ops.cuda_kernels import table
+
+            lines += table(self.cuts)
         return "\n".join(lines)
 
 
@@ -196,19 +204,24 @@ def make_plan(
     level_weights: Sequence[float],
     normalisation: str = "children",
     isa: str = "auto",
+    chosen: str = "",
 ) -> DecodePlan:
     """Chooses how each level is computed, from the model's and the catalogue's own numbers.
 
     The caller has checked its arguments (`Recommender` does). isa: "auto", or the CPU instruction
     set to force: "plain", "avx2", "avx512" (the operator raises RuntimeError where it is missing).
+    chosen: why this backend, for the printed plan.
     """
     levels = []
+    cuts: tuple[Cut, ...] = ()
     most_sparse, kernel = DENSE_FAN_OUT[backend], ""
     if backend == "cuda":
-        from sidmlp_kernels.ops.cuda_kernels import tensor_cores_why_not  # can be run as a program
+        # Not at the top, since that module can be run as a program.
+        from sidmlp_kernels.ops.cuda_kernels import tensor_core_cuts, tensor_cores_why_not
 
-        kernel = "tensor cores"
-        plain = tensor_cores_why_not(packed.spec, packed.dtype, num_beams)
+        sizes = (packed.spec, packed.dtype, num_beams)
+        plain = tensor_cores_why_not(*sizes)
+        kernel, cuts = "tensor cores", tensor_core_cuts(*sizes)
         if plain:
             most_sparse, kernel = DENSE_FAN_OUT["cuda, plain"], f"plain ({plain})"
     statistics = snapshot.statistics()
@@ -222,7 +235,9 @@ def make_plan(
         else:
             share = level.mean_children / codes
             dense = share > most_sparse
-            reason = f"a node continues with {share:.1%} of the codes"
+            reason = (
+                f"a node continues with {share:.1%} of the codes, dense above {most_sparse:.0%}"
+            )
         levels.append(
             LevelPlan(
                 codes, level.nodes, level.mean_children, level.only_child_share, dense, reason
@@ -239,5 +254,7 @@ def make_plan(
         tuple(level_weights),
         tuple(levels),
         isa,
+        chosen,
         kernel,
+        cuts,
     )

@@ -96,6 +96,8 @@ class Recommender:
     encoder  None (then only `decode_states` and `beam_decode` work), a T5Encoder (copied, converted
              to `dtype`, saved with the model) or any callable (ids int64 [B, T], mask bool [B, T])
              -> states [B, T, D] on the model's device
+    backend  "auto" chooses for each combination of settings, on one device; `backend` afterwards is
+             its choice for the defaults
     tokens   how histories become ids; None: TokenSpec.for_codes(codes_per_level)
     decode   defaults of a call; None: DecodeSpec.for_levels(L)
 
@@ -135,7 +137,9 @@ class Recommender:
             )
         checkpoint.Checkpoint(student, self.tokens, self.defaults, catalogue, self._t5)  # checks
 
-        choice = resolve(backend, device, dtype, spec=student.spec)
+        beams = self.defaults.num_beams
+        choice = resolve(backend, device, dtype, spec=student.spec, num_beams=beams)
+        self._asked = backend
         self.backend, self.device, self.dtype = choice.backend.name, choice.device, choice.dtype
         student.check_cast(self.dtype)
         self._encoder = encoder
@@ -202,15 +206,19 @@ class Recommender:
             self._state = self._state.replaced_by(self._state.catalogue, self._make_plan)
 
     def _make_plan(self, snapshot: CatalogueSnapshot, settings: Settings) -> DecodePlan:
-        reason = why_not(
-            self.backend, self.student.spec, dtype=self.dtype, num_beams=settings.num_beams
-        )
-        if reason:
-            raise ValueError(
-                f"backend: expected {self.backend} to run these settings, got {reason}; "
-                "change them or load the model with another backend"
-            )
-        plan = make_plan(self._packed, snapshot, self.backend, **settings._asdict())
+        spec, beams = self.student.spec, settings.num_beams
+        if self._asked == "auto":  # chooses for these settings, on the model's device
+            choice = resolve("auto", self.device, self.dtype, spec=spec, num_beams=beams)
+            backend, chosen = choice.backend.name, choice.reason
+        else:
+            backend, chosen = self.backend, "asked for"
+            reason = why_not(backend, spec, dtype=self.dtype, num_beams=beams)
+            if reason:
+                raise ValueError(
+                    f"backend: expected {backend} to run these settings, got {reason}; "
+                    "change them or load the model with another backend"
+                )
+        plan = make_plan(self._packed, snapshot, backend, **settings._asdict(), chosen=chosen)
         plan.prepare()
         return plan
 

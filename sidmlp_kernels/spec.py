@@ -348,3 +348,15 @@ class DecodeSpec(_DictSpec):
         """Temperature 1 and weight 1 at each of L levels, and the defaults above."""
         levels = check_int(num_levels, "num_levels", low=1, high=MAX_LEVELS)
         return cls(temperatures=(1.0,) * levels, level_weights=(1.0,) * levels)
+
+
+# The sizes that the paper publishes: 4 levels of 256 codes, a teacher of width 128.
+PUBLISHED = StudentSpec(
+    codes_per_level=(256, 256, 256, 256),
+    dim=128,
+    attention_dim=384,
+    num_heads=6,
+    ffn_dim=1024,
+    hidden_dim=512,
+    embedding_dim=128,
+)

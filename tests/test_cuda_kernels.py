@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from sidmlp_kernels.ops.cuda_kernels import table, tensor_cores_why_not
+from sidmlp_kernels.ops.cuda_kernels import Cut, table, tensor_core_cuts, tensor_cores_why_not
 from sidmlp_kernels.plan import DecodePlan, make_plan
-from sidmlp_kernels.testing import assert_results_equal, make_problem
-from sidmlp_kernels.trie import host_library
+from sidmlp_kernels.spec import PUBLISHED
+from sidmlp_kernels.testing import Problem, assert_results_equal, make_problem
 
 
 def why_not(dtype: torch.dtype = torch.bfloat16, num_beams: int = 50, **sizes: Any) -> str:
@@ -43,25 +43,26 @@ def test_other_sizes_take_the_plain_kernel_and_say_why(options: dict[str, Any], 
     assert why_not(**options).startswith(named)
 
 
+def plan_of(problem: Problem, backend: str, dtype: torch.dtype, chosen: str = "") -> DecodePlan:
+    """For any backend, whether it runs here or not."""
+    return make_plan(
+        problem.packed(dtype),
+        problem.catalogue.snapshot(),
+        backend,
+        k=problem.k,
+        num_beams=problem.settings.num_beams,
+        temperatures=problem.settings.temperatures,
+        level_weights=problem.settings.level_weights,
+        chosen=chosen,
+    )
+
+
 def test_a_plan_names_its_kernel_and_takes_dense_tiles_early_on_tensor_cores() -> None:
     problem = make_problem((256,) * 4, seed=3, num_items=5000, hidden_dim=64)
-
-    def plan(backend: str, dtype: torch.dtype) -> DecodePlan:
-        settings = problem.settings
-        return make_plan(
-            problem.packed(dtype),
-            problem.catalogue.snapshot(),
-            backend,
-            k=problem.k,
-            num_beams=settings.num_beams,
-            temperatures=(1.0,) * 4,
-            level_weights=(1.0,) * 4,
-        )
-
-    half, single = plan("cuda", torch.bfloat16), plan("cuda", torch.float32)
+    half, single = (plan_of(problem, "cuda", dtype) for dtype in (torch.bfloat16, torch.float32))
     assert "kernel: tensor cores" in str(half)
     assert "kernel: plain (float32" in str(single)
-    assert "kernel" not in str(plan("cpu", torch.float32))
+    assert "kernel" not in str(plan_of(problem, "cpu", torch.float32))
     share = half.levels[1].mean_children / half.levels[1].num_codes
     assert 0.03 < share < 0.5
     assert (half.levels[1].dense, single.levels[1].dense) == (True, False)
@@ -103,15 +104,43 @@ def test_padding_of_histories_never_changes_a_bit(backend: str, device: torch.de
         assert_results_equal(got, wanted, where=f"{tokens} tokens", wanted_is="20 tokens")
 
 
+def test_a_plan_prints_levels_and_cuts_in_one_table() -> None:
+    problem = make_problem((1024, 256, 16, 8), seed=5, num_items=4000, num_beams=50)
+    lines = str(plan_of(problem, "cuda", torch.bfloat16)).splitlines()
+    assert lines[1] == "kernel: tensor cores"
+    assert lines[2].split() == ["level", "codes", "nodes", "children", "only", "child", "logits"]
+    levels = [line.split(maxsplit=5) for line in lines[3:7]]
+    assert [level[0] for level in levels] == ["1", "2", "3", "4"]
+    assert levels[0][-1] == "dense: level 1 normalises over all codes"
+    share = float(levels[1][3]) / 256
+    assert levels[1][-1] == (
+        f"sparse: a node continues with {share:.1%} of the codes, dense above 3%"
+    )
+    assert levels[3][-1].startswith("dense: a node continues with 1")
+    assert lines[7].split()[:4] == ["batch", "cluster", "group", "blocks/request"]
+    assert lines[7:] == table(tensor_core_cuts(problem.spec, torch.bfloat16, 50))
+    assert len(lines) > 8
+
+
+def test_a_plan_says_why_its_backend_was_chosen() -> None:
+    problem = make_problem((8, 8), seed=5, num_items=40)
+    plan = plan_of(problem, "cuda", torch.float32, chosen="by 'auto', its first choice")
+    lines = str(plan).splitlines()
+    assert lines[1] == "chosen: by 'auto', its first choice"
+    assert lines[2].startswith("kernel: plain (float32")
+    assert not any("cluster" in line for line in lines)
+    assert "chosen" not in str(plan_of(problem, "cpu", torch.float32))
+
+
 def test_cuts() -> None:
-    rows = host_library().tensor_core_cuts()
-    batches = [row[0] for row in rows]
+    rows = tensor_core_cuts(PUBLISHED, torch.bfloat16, 50)
+    batches = [row.most_requests for row in rows]
     assert batches == sorted(set(batches))
     assert batches[-1] == 2**31 - 1, "every batch has a cut"
-    for _, cluster, group, reason in rows:
-        assert cluster in (1, 2, 4, 8)
-        assert group in (1, 2, 4, 8)
-        assert reason
+    for row in rows:
+        assert row.cluster in (1, 2, 4, 8)
+        assert row.group in (1, 2, 4, 8)
+        assert row.reason
     result = subprocess.run(
         [sys.executable, "-m", "sidmlp_kernels.ops.cuda_kernels"],
         capture_output=True,
@@ -119,6 +148,17 @@ def test_cuts() -> None:
         check=True,
         timeout=60,
     )
-    assert result.stdout.strip() == table()
-    assert len(table().splitlines()) == len(rows) + 1
+    assert result.stdout.splitlines() == table(rows)
+    assert len(table(rows)) == len(rows) + 1
     assert result.stderr == ""
+
+
+def test_the_table_of_cuts() -> None:
+    cuts = (Cut(16, 8, 1, "few"), Cut(64, 2, 2, "some"), Cut(2**31 - 1, 2, 8, "many"))
+    cells = [line.split()[:5] for line in table(cuts)[1:]]
+    assert cells == [
+        ["1..16", "8", "1", "8", "few"],
+        ["17..64", "2", "2", "1", "some"],
+        ["65..", "2", "8", "1/4", "many"],
+    ]
+    assert table(()) == table(cuts)[:1]

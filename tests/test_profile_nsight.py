@@ -23,7 +23,9 @@ MODULES = (
     "library_trie",
     "decode_variants",
     "work_counts",
+    "profile_pages",
     "profile_reading",
+    "profile_words",
     "profile_target",
     "profile_nsight",
 )

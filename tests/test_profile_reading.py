@@ -9,31 +9,9 @@ from typing import Any
 
 import pytest
 from benchmark_scripts import scripts
-from ncu_pages import (
-    BARRIER,
-    COUNTED,
-    FIRST,
-    LOAD,
-    RAW,
-    SECOND,
-    STORE,
-    lines_page,
-    page,
-    raw_page,
-    sass_page,
-)
+from ncu_pages import COUNTED, RAW, lines_page, raw_page, sass_page
 
-MODULES = (
-    "common",
-    "decode_catalogues",
-    "decode_checks",
-    "library_trie",
-    "decode_variants",
-    "work_counts",
-    "profile_reading",
-    "profile_target",
-    "profile_nsight",
-)
+MODULES = ("profile_pages", "profile_reading", "profile_words")
 Modules = SimpleNamespace
 
 
@@ -44,91 +22,14 @@ def modules() -> Iterator[Modules]:
 
 @pytest.fixture(scope="module")
 def reading(modules: Modules) -> dict[str, Any]:
-    parse = modules.profile_reading
-    return parse.make_reading(
-        parse.parse_raw(raw_page())[0],
-        parse.parse_source(sass_page()),
-        parse.parse_source(lines_page()),
+    pages, read = modules.profile_pages, modules.profile_reading
+    return read.make_reading(
+        pages.parse_raw(raw_page())[0],
+        pages.parse_source(sass_page()),
+        pages.parse_source(lines_page()),
         batch=512,
         counted=COUNTED,
     )
-
-
-# -- pages
-
-
-@pytest.mark.parametrize(
-    ("text", "unit", "value"),
-    [
-        ("1,234.5", "Kbyte", 1_234_500),
-        ("3", "Mbyte/block", 3e6),
-        ("2", "GB", 2e9),
-        ("1,500", "ns", 1.5e-6),
-        ("1,500", "nsecond", 1.5e-6),
-        ("2", "ms", 2e-3),
-        ("3", "us", 3e-6),
-        ("1.98", "Ghz", 1.98e9),
-        ("7", "register/thread", 7),
-        ("7", "%", 7),
-        ("n/a", "", None),
-        ("", "byte", None),
-        ("nan", "%", None),
-        ("(256, 1, 1)", "", None),
-    ],
-)
-def test_cells_become_base_units(
-    modules: Modules, text: str, unit: str, value: float | None
-) -> None:
-    found = modules.profile_reading.number(text, unit)
-    assert found == (None if value is None else pytest.approx(value))
-
-
-def test_the_raw_page(modules: Modules) -> None:
-    said = "==PROF== Connected to process 1\n\n" + raw_page()
-    (kernel,) = modules.profile_reading.parse_raw(said)
-    assert kernel.name.startswith("void sidmlp::cuda::beam_decode_kernel")
-    assert (kernel.grid, kernel.block) == ("(512, 1, 1)", "(256, 1, 1)")
-    assert kernel.metrics["dram__bytes_read.sum"] == 4.5e6
-    assert "sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_active" not in kernel.metrics
-    assert not {"ID", "Device"} & set(kernel.metrics)
-
-
-def test_what_is_no_raw_page_is_refused(modules: Modules) -> None:
-    for text in ("", "==ERROR== broken\n", page([["Address", "Source"]])):
-        with pytest.raises(ValueError, match="raw page: expected a line of metric names"):
-            modules.profile_reading.parse_raw(text)
-    only_header = page([list(RAW), ["" for _ in RAW]])
-    assert modules.profile_reading.parse_raw(only_header) == []
-
-
-def test_the_page_of_sass(modules: Modules) -> None:
-    found = modules.profile_reading.parse_source(sass_page())
-    assert [one.opcode for one in found] == ["LDG", "HMMA", "STL", "LDL", "BAR"]
-    assert [one.executed for one in found] == [5_000, 3_000, 40, 60, 900]
-    assert [one.samples for one in found] == [60, 20, 4, 6, 10]
-    assert found[1].stalls == {"barrier": 5, "long_sb": 10}
-    assert {(one.file, one.line) for one in found} == {("", 0)}
-
-
-def test_other_names_of_columns(modules: Modules) -> None:
-    text = page([["#", "Address", "Source", "Samples"], ["1", "0x10", "NOP", "7"]])
-    (only,) = modules.profile_reading.parse_source(text)
-    assert (only.opcode, only.samples, only.executed) == ("NOP", 7, 0)
-
-
-def test_the_page_of_lines_gives_each_instruction_one_line(modules: Modules) -> None:
-    found = modules.profile_reading.parse_source(lines_page())
-    assert [(one.address, one.line) for one in found] == [
-        (FIRST, 41),
-        (SECOND, 42),
-        (STORE, 42),
-        (LOAD, 42),
-        (BARRIER, 7),
-    ]
-    assert found[0].text == "const Vec w = load(weight, row);"
-
-
-# -- the reading
 
 
 def test_duration_and_multiprocessors(reading: dict[str, Any]) -> None:
@@ -171,9 +72,9 @@ def test_traffic_stands_beside_what_was_counted(reading: dict[str, Any]) -> None
 
 
 def test_sectors_where_the_report_has_no_bytes(modules: Modules) -> None:
-    parse = modules.profile_reading
+    pages, read = modules.profile_pages, modules.profile_reading
     rest = {name: cell for name, cell in RAW.items() if not name.startswith("l1tex__m_")}
-    found = parse.make_reading(parse.parse_raw(raw_page(rest))[0], [], [], batch=1, counted=COUNTED)
+    found = read.make_reading(pages.parse_raw(raw_page(rest))[0], [], [], batch=1, counted=COUNTED)
     assert found["memory"]["l2_read_bytes"] == 32 * 47_000_000
     assert found["memory"]["l2_write_bytes"] is None
     wanted = {"memory.l2_write_bytes", "opcodes", "lines", "spills.local_loads"}
@@ -182,11 +83,11 @@ def test_sectors_where_the_report_has_no_bytes(modules: Modules) -> None:
 
 def test_spills_are_counted_in_sass(reading: dict[str, Any], modules: Modules) -> None:
     assert reading["spills"] == {"local_loads": 60, "local_stores": 40}
-    parse = modules.profile_reading
-    no_sass = parse.parse_raw(
+    pages, read = modules.profile_pages, modules.profile_reading
+    no_sass = pages.parse_raw(
         raw_page(RAW | {"smsp__inst_executed_op_local_ld.sum": ("inst", "70")})
     )[0]
-    found = parse.make_reading(no_sass, [], [], batch=1, counted=COUNTED)
+    found = read.make_reading(no_sass, [], [], batch=1, counted=COUNTED)
     assert found["spills"] == {"local_loads": 70, "local_stores": None}
 
 
@@ -197,7 +98,7 @@ def test_stalls_are_sorted(reading: dict[str, Any], modules: Modules) -> None:
         ("selected", 1, pytest.approx(12.5)),
     ]
     sampled = {name: cell for name, cell in RAW.items() if "average_warps" not in name}
-    kernel = modules.profile_reading.parse_raw(raw_page(sampled))[0]
+    kernel = modules.profile_pages.parse_raw(raw_page(sampled))[0]
     assert modules.profile_reading.stalls(kernel) == [
         {"reason": "barrier", "cycles": None, "share": pytest.approx(75)},
         {"reason": "wait", "cycles": None, "share": pytest.approx(25)},
@@ -222,7 +123,7 @@ def test_hot_lines(reading: dict[str, Any]) -> None:
 
 
 def test_in_words(reading: dict[str, Any], modules: Modules) -> None:
-    said = "\n".join(modules.profile_reading.describe(reading))
+    said = "\n".join(modules.profile_words.describe(reading))
     for part in (
         "400 us at 1,875 MHz",
         "tensor 3.5%, fma 17.5%, alu 11.0%, lsu 22.0%, xu -",
@@ -238,14 +139,11 @@ def test_in_words(reading: dict[str, Any], modules: Modules) -> None:
 
 
 def test_a_report_without_anything_still_reads(modules: Modules) -> None:
-    parse = modules.profile_reading
+    pages, read = modules.profile_pages, modules.profile_reading
     bare = {name: cell for name, cell in RAW.items() if "__" not in name}
-    kernel = parse.parse_raw(raw_page(bare))[0]
-    found = parse.make_reading(kernel, [], [], batch=1, counted=COUNTED)
+    kernel = pages.parse_raw(raw_page(bare))[0]
+    found = read.make_reading(kernel, [], [], batch=1, counted=COUNTED)
     json.dumps(found, allow_nan=False)
-    said = "\n".join(parse.describe(found))
+    said = "\n".join(modules.profile_words.describe(found))
     assert "none: the kernel was compiled without line information" in said
     assert "duration_us" in found["missing"]
-
-
-# -- the target

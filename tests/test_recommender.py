@@ -231,5 +231,6 @@ def test_auto_logs_its_choice_once(caplog) -> None:
             model = sk.Recommender(make_student(), make_catalogue())
         sk.Recommender(make_student(), make_catalogue(), backend=model.backend)
     assert [record.getMessage() for record in caplog.records] == [
-        f"backend 'auto' is {model.backend} on {model.device} with {model.dtype} weights"
+        f"backend {model.backend} on {model.device} with {model.dtype} weights, chosen by 'auto', "
+        "its first choice"
     ]

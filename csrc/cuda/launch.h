@@ -15,39 +15,11 @@
 #include <cstdint>
 
 #include "cuda/layout.h"
+#include "cuda/problem.h"
+#include "cuda/sm90/launch.h"
 #include "cuda/sm90/shape.h"
-#include "sidmlp/views.h"
 
 namespace sidmlp::cuda {
-
-struct BeamDecodeProblem {
-  int64_t batch;
-  const float* context;  // [batch, D], or nullptr: computed from `states` with `readout`
-  ReadoutView readout;   // only read without `context`; its dtype is that of `heads`
-  StatesView states;     // likewise
-  HeadsView heads;
-  TrieView trie;
-  DecodeConfig config;
-  ExcludeView exclude;
-  int64_t num_excluded;  // length of exclude.ids; offsets are clamped to it
-  ResultView result;
-};
-
-struct ContextReadoutProblem {
-  int64_t batch;
-  ReadoutView readout;
-  StatesView states;
-  float* context;  // [batch, D], result
-};
-
-struct LevelLogitsProblem {
-  int64_t rows;
-  int level;  // index, 0-based
-  HeadsView heads;
-  const float* context;         // [rows, D]
-  const int32_t* prefix_codes;  // [rows, level]; a row with a code out of range gets NaN
-  float* logits;                // [rows, C of the level], result
-};
 
 struct LaunchShape {
   int grid;                 // thread blocks

@@ -10,7 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/sm90/cuts.h"
+#include "cuda/problem.h"
+#include "cuda/sm90/shape.h"
 #include "trie_builder.h"
 
 // The build passes both; a hand-made library says that it is one.
@@ -177,19 +178,60 @@ py::dict build_info() {
   return info;
 }
 
-// The table of csrc/cuda/sm90/cuts.h: (most_requests, cluster, group, reason) a row.
-py::list tensor_core_cuts() {
-  py::list rows;
-  for (const cuda::sm90::Cut& cut : cuda::sm90::kCuts)
-    rows.append(py::make_tuple(cut.most_requests, cut.cluster, cut.group, cut.reason));
-  return rows;
+// What csrc/cuda/sm90/shape.cpp reads of a decode: sizes alone.
+cuda::BeamDecodeProblem decode_of_sizes(bool half, int dim, int hidden_dim, int blocks_per_head,
+                                        const std::vector<int>& codes_per_level, int num_beams) {
+  if (codes_per_level.empty() || codes_per_level.size() > kMaxLevels) {
+    throw InputError("codes_per_level: expected 1.." + std::to_string(kMaxLevels) +
+                     " levels, got " + std::to_string(codes_per_level.size()));
+  }
+  cuda::BeamDecodeProblem problem{};
+  problem.heads.dtype = half ? DType::kBFloat16 : DType::kFloat32;
+  problem.heads.num_levels = static_cast<int>(codes_per_level.size());
+  problem.heads.dim = dim;
+  problem.heads.hidden_dim = hidden_dim;
+  problem.heads.num_blocks = blocks_per_head;
+  for (size_t l = 0; l < codes_per_level.size(); ++l)
+    problem.heads.heads[l].num_codes = codes_per_level[l];
+  problem.config.num_beams = num_beams;
+  return problem;
 }
 
 std::string tensor_cores_why_not(bool half, int dim, int hidden_dim, int blocks_per_head,
-                                 int most_codes, int num_beams) {
-  const char* reason =
-      cuda::sm90::why_not({half, dim, hidden_dim, blocks_per_head, most_codes, num_beams});
+                                 const std::vector<int>& codes_per_level, int num_beams) {
+  const char* reason = cuda::sm90::why_not(
+      decode_of_sizes(half, dim, hidden_dim, blocks_per_head, codes_per_level, num_beams));
   return reason == nullptr ? "" : reason;
+}
+
+// (most_requests, cluster, group, reason) for each range of batches. A cut that does not fit leaves
+// its range to the one that a launch takes instead.
+py::list tensor_core_cuts(bool half, int dim, int hidden_dim, int blocks_per_head,
+                          const std::vector<int>& codes_per_level, int num_beams) {
+  struct Range {
+    int most_requests;
+    const cuda::sm90::Cut* cut;
+    bool instead;  // of another in a part of the range
+  };
+  auto problem =
+      decode_of_sizes(half, dim, hidden_dim, blocks_per_head, codes_per_level, num_beams);
+  std::vector<Range> ranges;
+  if (cuda::sm90::why_not(problem) == nullptr) {
+    for (const cuda::sm90::Cut& cut : cuda::sm90::kCuts) {
+      problem.batch = cut.most_requests;
+      const cuda::sm90::Cut* taken = cuda::sm90::cut_of(problem);
+      if (ranges.empty() || ranges.back().cut != taken) ranges.push_back({0, taken, false});
+      ranges.back().most_requests = cut.most_requests;
+      ranges.back().instead |= taken->most_requests != cut.most_requests;
+    }
+  }
+  py::list rows;
+  for (const Range& range : ranges) {
+    std::string reason = range.cut->reason;
+    if (range.instead) reason += "; also where another cut needs more shared memory than there is";
+    rows.append(py::make_tuple(range.most_requests, range.cut->cluster, range.cut->group, reason));
+  }
+  return rows;
 }
 
 }  // namespace
@@ -213,10 +255,13 @@ Raises ValueError for a code out of range, an empty or too large catalogue, a wr
   m.def("build_info", &sidmlp::build_info,
         "Compiler, flags, version, whether CUDA kernels were compiled, and the processor's "
         "instruction sets.");
-  m.def("tensor_core_cuts", &sidmlp::tensor_core_cuts,
-        "How a batch is cut among clusters: (most_requests, cluster, group, reason) a row.");
   m.def("tensor_cores_why_not", &sidmlp::tensor_cores_why_not, py::arg("half"), py::arg("dim"),
-        py::arg("hidden_dim"), py::arg("blocks_per_head"), py::arg("most_codes"),
+        py::arg("hidden_dim"), py::arg("blocks_per_head"), py::arg("codes_per_level"),
         py::arg("num_beams"),
         "Why the CUDA backend takes its plain kernel for these sizes, or ''.");
+  m.def("tensor_core_cuts", &sidmlp::tensor_core_cuts, py::arg("half"), py::arg("dim"),
+        py::arg("hidden_dim"), py::arg("blocks_per_head"), py::arg("codes_per_level"),
+        py::arg("num_beams"),
+        "How batches of these sizes are cut among clusters: (most_requests, cluster, group, "
+        "reason) for each range; [] where the plain kernel decodes.");
 }

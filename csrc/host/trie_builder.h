@@ -11,9 +11,10 @@
 #include <stdexcept>
 #include <vector>
 
+#include "sidmlp/views.h"  // kMaxLevels
+
 namespace sidmlp {
 
-inline constexpr int kMaxLevels = 8;
 inline constexpr int64_t kMaxCodesPerLevel = INT16_MAX;  // codes are stored as int16
 inline constexpr int64_t kMaxItems = INT32_MAX;          // nodes and items are counted in int32
 

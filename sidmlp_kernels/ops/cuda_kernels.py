@@ -1,46 +1,74 @@
-"""Which kernel the CUDA backend launches, and how it cuts a batch; chosen in csrc/cuda/sm90/cuts.h.
+"""Which kernel the CUDA backend launches, and how it cuts a batch; chosen in csrc/cuda/sm90.
 
     tensor cores   csrc/cuda/sm90: half-precision weights, one block per head, clusters of blocks
     plain          csrc/cuda: every other size, float32 too; one thread block a request
 
 The choice depends on model and settings, never on the batch, so that a batch never changes a bit.
-`python -m sidmlp_kernels.ops.cuda_kernels` prints the cuts and what decided them.
+What is said here comes from the functions that a launch asks: csrc/cuda/sm90/shape.cpp is compiled
+into the host module, too.
+
+`python -m sidmlp_kernels.ops.cuda_kernels` prints the cuts for the published sizes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
 import torch
 
-from sidmlp_kernels.spec import StudentSpec
+from sidmlp_kernels.spec import PUBLISHED, StudentSpec
 from sidmlp_kernels.trie import host_library
+
+_ANY = 2**31 - 1  # INT_MAX in csrc/cuda/sm90/cuts.h: a batch of any size
+
+
+class Cut(NamedTuple):
+    """How a cluster of thread blocks takes requests, in batches of at most `most_requests`."""
+
+    most_requests: int
+    cluster: int  # thread blocks
+    group: int  # requests that they take together
+    reason: str
 
 
 def tensor_cores_why_not(spec: StudentSpec, dtype: torch.dtype, num_beams: int) -> str:
-    """Why the plain kernel decodes these sizes; "" where the tensor core kernel does.
-
-    It does not know the shared memory that a model needs: the widest of all (such as hidden_dim
-    2048 with 1,024 codes on 8 levels) decode with the plain kernel none the less.
-    """
-    return str(
-        host_library().tensor_cores_why_not(
-            half=dtype != torch.float32,
-            dim=spec.dim,
-            hidden_dim=spec.hidden_dim,
-            blocks_per_head=spec.blocks_per_head,
-            most_codes=max(spec.codes_per_level),
-            num_beams=num_beams,
-        )
-    )
+    """Why the plain kernel decodes these sizes; "" where the tensor core kernel does."""
+    return str(host_library().tensor_cores_why_not(**_sizes(spec, dtype, num_beams)))
 
 
-def table() -> str:
-    """The cuts as text, one a line, with the measurement that decided each."""
-    lines = [f"{'batch up to':>11} {'cluster':>7} {'requests':>8}  reason"]
-    for most, cluster, group, reason in host_library().tensor_core_cuts():
-        batch = "any" if most >= 2**31 - 1 else most
-        lines.append(f"{batch:>11} {cluster:>7} {group:>8}  {reason}")
-    return "\n".join(lines)
+def tensor_core_cuts(spec: StudentSpec, dtype: torch.dtype, num_beams: int) -> tuple[Cut, ...]:
+    """The cut of each range of batches; () where the plain kernel decodes."""
+    rows = host_library().tensor_core_cuts(**_sizes(spec, dtype, num_beams))
+    return tuple(Cut(*row) for row in rows)
+
+
+def _sizes(spec: StudentSpec, dtype: torch.dtype, num_beams: int) -> dict[str, Any]:
+    return {
+        "half": dtype != torch.float32,
+        "dim": spec.dim,
+        "hidden_dim": spec.hidden_dim,
+        "blocks_per_head": spec.blocks_per_head,
+        "codes_per_level": spec.codes_per_level,
+        "num_beams": num_beams,
+    }
+
+
+def table(cuts: Sequence[Cut]) -> list[str]:
+    """The cuts as lines of text, with the measurement that decided each."""
+    lines = [
+        f"{'batch':>9} {'cluster':>7} {'group':>5} {'blocks/request':>14}  reason "
+        "(µs of a graph replay, H200, bf16, 50 beams)"
+    ]
+    least = 1
+    for cut in cuts:
+        batch = f"{least}.." + ("" if cut.most_requests >= _ANY else str(cut.most_requests))
+        share = Fraction(cut.cluster, cut.group)
+        lines.append(f"{batch:>9} {cut.cluster:>7} {cut.group:>5} {share!s:>14}  {cut.reason}")
+        least = cut.most_requests + 1
+    return lines
 
 
 if __name__ == "__main__":
-    print(table())
+    print("\n".join(table(tensor_core_cuts(PUBLISHED, torch.bfloat16, num_beams=50))))

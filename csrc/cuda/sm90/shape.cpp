@@ -2,16 +2,13 @@
 
 #include <algorithm>
 
-#include "cuda/launch.h"
-#include "cuda/sm90/kernels.h"
+#include "cuda/problem.h"
 
 namespace sidmlp::cuda::sm90 {
 
 namespace {
 
 constexpr int kTwoBlocks = 113 * 1024;  // shared memory of which a multiprocessor holds two
-constexpr int kOneBlock = 227 * 1024;
-constexpr int kFixed = 2048;  // static shared memory of the kernel, rounded up
 
 int round_up(int64_t n, int multiple) {
   return static_cast<int>((n + multiple - 1) / multiple * multiple);
@@ -107,7 +104,8 @@ bool fits(const BeamDecodeProblem& problem, const Cut& cut) {
          kOneBlock;
 }
 
-// The cut for the batch, or else any that fits: cuts do not change results.
+}  // namespace
+
 const Cut* cut_of(const BeamDecodeProblem& problem) {
   const Cut* found = nullptr;
   for (const Cut& cut : kCuts) {
@@ -117,8 +115,6 @@ const Cut* cut_of(const BeamDecodeProblem& problem) {
   }
   return found;
 }
-
-}  // namespace
 
 const char* why_not(const BeamDecodeProblem& problem) {
   const HeadsView& heads = problem.heads;
@@ -149,33 +145,6 @@ Shape shape_of(const BeamDecodeProblem& problem) {
 
 int64_t num_blocks(const BeamDecodeProblem& problem, const Shape& shape) {
   return (problem.batch + shape.group - 1) / shape.group * shape.cluster;
-}
-
-cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* workspace,
-                   cudaStream_t stream) {
-  const int hidden = problem.heads.hidden_dim;
-  const bool bf16 = problem.heads.dtype == DType::kBFloat16;
-  const void* kernel = problem.context != nullptr
-                           ? (bf16 ? beam_decode_bf16(hidden) : beam_decode_fp16(hidden))
-                           : (bf16 ? decode_states_bf16(hidden) : decode_states_fp16(hidden));
-  // Always the same number: another thread may launch the same kernel with more meanwhile.
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kOneBlock - kFixed);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(num_blocks(problem, shape)));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  void* arguments[] = {const_cast<BeamDecodeProblem*>(&problem), const_cast<Shape*>(&shape),
-                       &workspace};
-  return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
 }  // namespace sidmlp::cuda::sm90

@@ -1,8 +1,6 @@
 // How a decode is spread over clusters of thread blocks, and where its arrays lie in shared memory.
-// Host code: all choices of the sm90 kernels are made here.
+// Plain C++: all choices of the sm90 kernels are made here, for the launch and for the host module.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include <cstdint>
 
@@ -23,6 +21,8 @@ constexpr int kDirect = 128;  // keys that are ranked without a histogram
 
 // Bytes from a hidden row to the next: eight rows lie in different banks.
 constexpr int hidden_row_bytes(int hidden_dim) { return (2 * hidden_dim + 127) / 128 * 128 + 16; }
+constexpr int kOneBlock = 227 * 1024;  // shared memory of a multiprocessor that one block may have
+constexpr int kFixed = 2048;           // static shared memory of the kernel, rounded up
 
 // Byte offsets into dynamic shared memory.
 struct Shape {
@@ -47,14 +47,13 @@ struct Shape {
 // of tokens decides: the plain kernel rounds otherwise, and they must not change a result.
 const char* why_not(const BeamDecodeProblem& problem);
 
+// The cut for the batch, or else any that fits: cuts do not change results. nullptr: none fits.
+// Like why_not it reads sizes and no pointer, and wants sizes that why_not(DecodeSizes) takes.
+const Cut* cut_of(const BeamDecodeProblem& problem);
+
 Shape shape_of(const BeamDecodeProblem& problem);
 
 int64_t num_blocks(const BeamDecodeProblem& problem, const Shape& shape);
-
-// One launch; `shape` from shape_of, `workspace` of shape.readout.footprint.workspace bytes for
-// each team of blocks. Histories of a few thousand tokens and more need some.
-cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* workspace,
-                   cudaStream_t stream);
 
 }  // namespace sm90
 }  // namespace sidmlp::cuda
