@@ -98,7 +98,7 @@ def test_a_cut_says_where_it_stands_in_for_another() -> None:
         cuts, before = tensor_core_cuts(*point), 0
         for cut in cuts:
             inside = [other for other in usual if before < other.most_requests <= cut.most_requests]
-            alone = [other[:3] for other in inside] == [cut[:3]]
+            alone = [other[:4] for other in inside] == [cut[:4]]
             assert cut.reason.endswith("more shared memory than there is") != alone, point
             before = cut.most_requests
 

@@ -140,6 +140,7 @@ def test_cuts() -> None:
     for row in rows:
         assert row.cluster in (1, 2, 4, 8)
         assert row.group in (1, 2, 4, 8)
+        assert row.resident in (1, 2)
         assert row.reason
     result = subprocess.run(
         [sys.executable, "-m", "sidmlp_kernels.ops.cuda_kernels"],
@@ -154,11 +155,11 @@ def test_cuts() -> None:
 
 
 def test_the_table_of_cuts() -> None:
-    cuts = (Cut(16, 8, 1, "few"), Cut(64, 2, 2, "some"), Cut(2**31 - 1, 2, 8, "many"))
-    cells = [line.split()[:5] for line in table(cuts)[1:]]
+    cuts = (Cut(16, 8, 1, 1, "few"), Cut(64, 2, 2, 2, "some"), Cut(2**31 - 1, 2, 8, 2, "many"))
+    cells = [line.split()[:6] for line in table(cuts)[1:]]
     assert cells == [
-        ["1..16", "8", "1", "8", "few"],
-        ["17..64", "2", "2", "1", "some"],
-        ["65..", "2", "8", "1/4", "many"],
+        ["1..16", "8", "1", "8", "1", "few"],
+        ["17..64", "2", "2", "1", "2", "some"],
+        ["65..", "2", "8", "1/4", "2", "many"],
     ]
     assert table(()) == table(cuts)[:1]

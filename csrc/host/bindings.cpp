@@ -204,8 +204,8 @@ std::string tensor_cores_why_not(bool half, int dim, int hidden_dim, int blocks_
   return reason == nullptr ? "" : reason;
 }
 
-// (most_requests, cluster, group, reason) for each range of batches. A cut that does not fit leaves
-// its range to the one that a launch takes instead.
+// (most_requests, cluster, group, resident, reason) for each range of batches. A cut that does not
+// fit leaves its range to the one that a launch takes instead.
 py::list tensor_core_cuts(bool half, int dim, int hidden_dim, int blocks_per_head,
                           const std::vector<int>& codes_per_level, int num_beams) {
   struct Range {
@@ -229,7 +229,8 @@ py::list tensor_core_cuts(bool half, int dim, int hidden_dim, int blocks_per_hea
   for (const Range& range : ranges) {
     std::string reason = range.cut->reason;
     if (range.instead) reason += "; also where another cut needs more shared memory than there is";
-    rows.append(py::make_tuple(range.most_requests, range.cut->cluster, range.cut->group, reason));
+    rows.append(py::make_tuple(range.most_requests, range.cut->cluster, range.cut->group,
+                               range.cut->resident, reason));
   }
   return rows;
 }
@@ -263,5 +264,5 @@ Raises ValueError for a code out of range, an empty or too large catalogue, a wr
         py::arg("hidden_dim"), py::arg("blocks_per_head"), py::arg("codes_per_level"),
         py::arg("num_beams"),
         "How batches of these sizes are cut among clusters: (most_requests, cluster, group, "
-        "reason) for each range; [] where the plain kernel decodes.");
+        "resident, reason) for each range; [] where the plain kernel decodes.");
 }

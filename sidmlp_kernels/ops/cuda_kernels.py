@@ -30,6 +30,7 @@ class Cut(NamedTuple):
     most_requests: int
     cluster: int  # thread blocks
     group: int  # requests that they take together
+    resident: int  # blocks on a multiprocessor
     reason: str
 
 
@@ -58,14 +59,17 @@ def _sizes(spec: StudentSpec, dtype: torch.dtype, num_beams: int) -> dict[str, A
 def table(cuts: Sequence[Cut]) -> list[str]:
     """The cuts as lines of text, with the measurement that decided each."""
     lines = [
-        f"{'batch':>9} {'cluster':>7} {'group':>5} {'blocks/request':>14}  reason "
+        f"{'batch':>9} {'cluster':>7} {'group':>5} {'blocks/request':>14} {'blocks/SM':>9}  reason "
         "(µs of a graph replay, H200, bf16, 50 beams)"
     ]
     least = 1
     for cut in cuts:
         batch = f"{least}.." + ("" if cut.most_requests >= _ANY else str(cut.most_requests))
         share = Fraction(cut.cluster, cut.group)
-        lines.append(f"{batch:>9} {cut.cluster:>7} {cut.group:>5} {share!s:>14}  {cut.reason}")
+        lines.append(
+            f"{batch:>9} {cut.cluster:>7} {cut.group:>5} {share!s:>14} {cut.resident:>9}  "
+            f"{cut.reason}"
+        )
         least = cut.most_requests + 1
     return lines
 

@@ -4,6 +4,8 @@
 
 namespace sidmlp::cuda::sm90 {
 
-const void* beam_decode_bf16(int hidden) { return kernel_of<__nv_bfloat16, false>(hidden); }
+const void* beam_decode_bf16(int hidden, int resident) {
+  return kernel_of<__nv_bfloat16, false>(hidden, resident);
+}
 
 }  // namespace sidmlp::cuda::sm90

@@ -4,6 +4,8 @@
 
 namespace sidmlp::cuda::sm90 {
 
-const void* beam_decode_fp16(int hidden) { return kernel_of<__half, false>(hidden); }
+const void* beam_decode_fp16(int hidden, int resident) {
+  return kernel_of<__half, false>(hidden, resident);
+}
 
 }  // namespace sidmlp::cuda::sm90

@@ -20,22 +20,22 @@ struct Cut {
   int most_requests;  // a batch of at most so many is cut like this
   int cluster;
   int group;
+  int resident;  // blocks on a multiprocessor: alone, a block has twice the registers and no spills
   const char* reason;
 };
 
-// Measured by hand on an H200 (132 multiprocessors, two blocks each) with bf16, 50 beams, Beauty's
-// catalogue, 2026-11-22; microseconds of a graph replay. Batches 1 and 32 in an earlier form of the
-// kernels than the others: compare figures inside a row only.
+// Measured by hand on an H200 (132 multiprocessors; 15, 30 or 66 clusters of 8, 4 or 2 blocks that
+// have a multiprocessor each) with bf16, 50 beams, Beauty's catalogue, 2026-11-22; microseconds of
+// a graph replay. What stands in brackets is (cluster, group, blocks on a multiprocessor).
 constexpr Cut kCuts[] = {
-    {16, 8, 1, "the chip is idle: eight blocks a request; batch 1: 8 blocks 48, 4 blocks 53"},
-    {32, 8, 2,
-     "four blocks a request fill the chip; batch 32: 56, clusters of 4 for one request 59, "
-     "8 blocks a request do not fit at once: 134"},
-    {64, 8, 4, "two blocks a request; batch 64: 66, clusters of 4 for two requests 69"},
-    {264, 2, 2, "a block a request while all fit at once; batch 256: 96, two requests a block 124"},
-    {INT_MAX, 2, 4,
-     "two requests a block share first products; batch 512: 162, 4096: 1,208, "
-     "four a block 1,372"},
+    {15, 8, 1, 1, "the chip is idle: eight blocks a request; batch 15: 42, (4,1,1) 44, (8,1,2) 47"},
+    {30, 4, 1, 1, "four blocks a request; batch 30: 44, (8,2,1) 44, (8,2,2) 50"},
+    {60, 4, 2, 1, "two blocks a request; batch 32: 47, (8,2,2) 54"},
+    {66, 2, 1, 1, "two blocks a request; batch 64: 52, (2,2,1) 57, (8,4,2) 60, (4,2,1) 88"},
+    {132, 2, 2, 1, "a block a request; batch 132: 60, (2,2,2) 69"},
+    {264, 2, 2, 2, "a block a request while all fit at once; batch 256: 86, (2,4,2) 124"},
+    {INT_MAX, 2, 4, 2,
+     "two requests a block share first products; batch 512: 142, (1,2,2) 164, (2,2,2) 168"},
 };
 
 // What the choice between kernels depends on.

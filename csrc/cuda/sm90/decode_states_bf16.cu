@@ -4,6 +4,8 @@
 
 namespace sidmlp::cuda::sm90 {
 
-const void* decode_states_bf16(int hidden) { return kernel_of<__nv_bfloat16, true>(hidden); }
+const void* decode_states_bf16(int hidden, int resident) {
+  return kernel_of<__nv_bfloat16, true>(hidden, resident);
+}
 
 }  // namespace sidmlp::cuda::sm90

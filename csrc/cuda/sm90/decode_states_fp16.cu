@@ -4,6 +4,8 @@
 
 namespace sidmlp::cuda::sm90 {
 
-const void* decode_states_fp16(int hidden) { return kernel_of<__half, true>(hidden); }
+const void* decode_states_fp16(int hidden, int resident) {
+  return kernel_of<__half, true>(hidden, resident);
+}
 
 }  // namespace sidmlp::cuda::sm90

@@ -65,8 +65,8 @@ __device__ __forceinline__ void group_contexts(const BeamDecodeProblem& problem,
   }
 }
 
-template <class W, int kVectors, bool kFull, bool kStates>
-__global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
+template <class W, int kVectors, bool kFull, bool kStates, int kResident>
+__global__ void __launch_bounds__(kThreads, kResident)
     beam_decode_sm90_kernel(const __grid_constant__ BeamDecodeProblem problem,
                             const __grid_constant__ Shape shape, char* workspace) {
   extern __shared__ __align__(128) char memory[];
@@ -103,15 +103,18 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 4 ? 2 : 1)
   if (shape.team_shift > 0) cluster_barrier();  // others may still store keys here
 }
 
-// The published width has a kernel of its own, whose strides and trip counts the compiler knows.
+// The published width has kernels of its own, whose strides and trip counts the compiler knows, and
+// of these one for a block that has a multiprocessor to itself.
 template <class W, bool kStates>
-const void* kernel_of(int hidden) {
+const void* kernel_of(int hidden, int resident) {
   const void* kernels[] = {
-      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, true, kStates>),
-      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, false, kStates>),
-      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 4, false, kStates>),
-      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 8, false, kStates>)};
-  return kernels[hidden == 512 ? 0 : hidden <= 512 ? 1 : hidden <= 1024 ? 2 : 3];
+      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, true, kStates, 1>),
+      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, true, kStates, 2>),
+      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 2, false, kStates, 2>),
+      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 4, false, kStates, 2>),
+      reinterpret_cast<const void*>(&beam_decode_sm90_kernel<W, 8, false, kStates, 1>)};
+  if (hidden == 512) return kernels[resident == 1 ? 0 : 1];
+  return kernels[hidden <= 512 ? 2 : hidden <= 1024 ? 3 : 4];
 }
 
 }  // namespace sidmlp::cuda::sm90

@@ -4,10 +4,11 @@
 
 namespace sidmlp::cuda::sm90 {
 
-// For the head width `hidden`: at most 2048, a multiple of 32.
-const void* beam_decode_bf16(int hidden);
-const void* beam_decode_fp16(int hidden);
-const void* decode_states_bf16(int hidden);
-const void* decode_states_fp16(int hidden);
+// For the head width `hidden`, at most 2048 and a multiple of 32, and `resident` blocks on a
+// multiprocessor.
+const void* beam_decode_bf16(int hidden, int resident);
+const void* beam_decode_fp16(int hidden, int resident);
+const void* decode_states_bf16(int hidden, int resident);
+const void* decode_states_fp16(int hidden, int resident);
 
 }  // namespace sidmlp::cuda::sm90

@@ -9,9 +9,10 @@ cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* w
                    cudaStream_t stream) {
   const int hidden = problem.heads.hidden_dim;
   const bool bf16 = problem.heads.dtype == DType::kBFloat16;
-  const void* kernel = problem.context != nullptr
-                           ? (bf16 ? beam_decode_bf16(hidden) : beam_decode_fp16(hidden))
-                           : (bf16 ? decode_states_bf16(hidden) : decode_states_fp16(hidden));
+  const auto kernel_of = problem.context != nullptr
+                             ? (bf16 ? beam_decode_bf16 : beam_decode_fp16)
+                             : (bf16 ? decode_states_bf16 : decode_states_fp16);
+  const void* kernel = kernel_of(hidden, shape.resident);
   // Always the same number: another thread may launch the same kernel with more meanwhile.
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kOneBlock - kFixed);

@@ -46,6 +46,7 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   Shape s{};
   s.cluster = cut.cluster;
   s.group = cut.group;
+  s.resident = cut.resident;
   const int team = team_of(cut);
   while (1 << s.cluster_shift < cut.cluster) ++s.cluster_shift;
   while (1 << s.team_shift < team) ++s.team_shift;
@@ -132,6 +133,7 @@ Shape shape_of(const BeamDecodeProblem& problem) {
   const Cut& cut = *cut_of(problem);
   const int team = team_of(cut), most = (problem.config.num_beams + team - 1) / team;
   for (const int budget : {kTwoBlocks, kOneBlock}) {
+    if (budget < kOneBlock && cut.resident == 1) continue;
     for (int i = 0; i < 4; ++i) {
       if (i < 3 && kRows[i + 1] >= most) continue;  // fewer rows hold all of them
       for (const int keys : kKeys) {

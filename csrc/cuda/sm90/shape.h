@@ -26,7 +26,7 @@ constexpr int kFixed = 2048;           // static shared memory of the kernel, ro
 
 // Byte offsets into dynamic shared memory.
 struct Shape {
-  int cluster, group, users;
+  int cluster, group, users, resident;
   int cluster_shift, team_shift;  // cluster and team are powers of two
   int rows;                       // hidden rows at once, at most kMaxRows
   int row_bytes;                  // hidden_row_bytes
