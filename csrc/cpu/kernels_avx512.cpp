@@ -9,9 +9,11 @@
 namespace sidmlp::cpu::avx512 {
 #include "cpu/linear_algebra.inl"
 
-// The other two are written on it.
+// The others are written on it.
 #include "cpu/beam.inl"
+#include "cpu/gemm_panels.inl"
 #include "cpu/readout.inl"
+#include "cpu/t5_encoder.inl"
 
-const Kernels kKernels = {"avx512", context_readout, beam_decode, level_logits};
+const Kernels kKernels = {"avx512", context_readout, beam_decode, level_logits, encode_t5};
 }  // namespace sidmlp::cpu::avx512

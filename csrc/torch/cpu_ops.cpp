@@ -4,12 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "torch/cpu_threads.h"
 #include "torch/problem.h"
 
 namespace sidmlp::torch_ops {
@@ -31,31 +29,14 @@ Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
 template <class Body>
 void for_each_block(int64_t batch, size_t arena_bytes, const Body& body) {
   if (batch == 0) return;
-  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  const int64_t threads = num_threads();
   // As many blocks as fill every thread equally often, none larger than kMaxBlock.
   const int64_t rounds = (batch + threads * cpu::kMaxBlock - 1) / (threads * cpu::kMaxBlock);
   const int64_t num_blocks = std::min(batch, rounds * threads);
-  std::exception_ptr failure;
-  std::mutex failure_mutex;
-  torch::stable::parallel_for(0, num_blocks, 1, [&](int64_t first, int64_t last) {
-    try {
-      static thread_local cpu::Arena arena;
-      for (int64_t i = first; i < last; ++i) {
-        arena.reset(arena_bytes);
-        body(i * batch / num_blocks, (i + 1) * batch / num_blocks, arena);
-      }
-    } catch (...) {  // an exception must not cross the threads of parallel_for
-      const std::lock_guard<std::mutex> lock(failure_mutex);
-      failure = std::current_exception();
-    }
+  for_each_item(num_blocks, [&](int64_t i, cpu::Arena& arena) {
+    arena.reset(arena_bytes);
+    body(i * batch / num_blocks, (i + 1) * batch / num_blocks, arena);
   });
-  if (failure) std::rethrow_exception(failure);
-}
-
-const cpu::Kernels& kernels_of(int64_t isa) {
-  STD_TORCH_CHECK(isa >= 0 && isa <= 3,
-                  "isa: expected 0 (auto), 1 (plain), 2 (avx2) or 3 (avx512), got ", isa);
-  return cpu::select_kernels(static_cast<cpu::Isa>(isa));
 }
 
 // The exclusion offsets are read as array indices, so a bad one must not leave this function.

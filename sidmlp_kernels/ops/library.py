@@ -25,6 +25,7 @@ _DECODE = (
     "int[] level_modes, int isa"
 )
 _RESULTS = "(Tensor items, Tensor scores, Tensor codes, Tensor counts)"
+_ENCODER = f"Tensor ids, Tensor mask, Tensor[] encoder, {_MODEL}, int form, int isa"
 
 SCHEMAS = {
     "beam_decode": f"(Tensor context, {_DECODE}) -> {_RESULTS}",
@@ -35,6 +36,7 @@ SCHEMAS = {
     "level_logits": (
         f"(Tensor context, Tensor prefix_codes, Tensor[] heads, {_MODEL}, int isa) -> Tensor"
     ),
+    "encode_t5": f"({_ENCODER}) -> Tensor",
 }
 
 _library = torch.library.Library("sidmlp", "DEF")
@@ -105,6 +107,11 @@ def _context_readout_fake(states, mask, readout, sizes, layer_norm_eps, isa) -> 
 def _level_logits_fake(context, prefix_codes, heads, sizes, layer_norm_eps, isa) -> Tensor:
     width = sizes[_NUM_FIXED_SIZES + prefix_codes.shape[1]]
     return context.new_empty((context.shape[0], width), dtype=torch.float32)
+
+
+@_fake("encode_t5")
+def _encode_fake(ids, mask, encoder, sizes, layer_norm_eps, form, isa) -> Tensor:
+    return ids.new_empty((*ids.shape, sizes[1]), dtype=encoder[0].dtype)
 
 
 def operator(name: str, backend: str) -> Any:

@@ -1,0 +1,27 @@
+// Encoder operators' arguments -> the structs that kernels take, every size and dtype checked. The
+// order of the lists is fixed by sidmlp_kernels/encoder_packing.py.
+#pragma once
+
+#include <vector>
+
+#include "cpu/encoders.h"
+#include "sidmlp/encoder_view.h"
+#include "torch/check.h"
+
+namespace sidmlp::torch_ops {
+
+// `sizes`: [layers, D, heads, head_dim, F, V, activation, M]
+struct T5Sizes {
+  int num_layers, dim, num_heads, head_dim, ffn_dim, vocab_size, bias_tokens;
+  Activation activation;
+
+  explicit T5Sizes(const std::vector<int64_t>& sizes);
+};
+
+// `form`: 0 by batch, 1 latency, 2 throughput; the CPU has one form.
+void check_form(int64_t form);
+TokensView tokens_view(const Tensor& ids, const Tensor& mask, const Place&);
+cpu::T5Panels t5_panels(const T5Sizes&, const std::vector<Tensor>& encoder, double layer_norm_eps,
+                        const Place&);
+
+}  // namespace sidmlp::torch_ops

@@ -1,0 +1,143 @@
+"""Encoder weights -> the arrays that `encode_t5` and `encode_mlp` read.
+
+On the CPU matrices are input-major ([in, out], out padded with zeros to a multiple of 16), stored
+as panels: the columns in groups of 64, the last one narrower, each group [in, width] contiguous
+(csrc/cpu/encoders.h). Matrices and embeddings are rounded once to the kernel's dtype; gains, biases
+and the position bias stay float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .encoder import T5Encoder, distance_buckets
+from .packing import LANE, pad_columns, round_once
+from .spec import FEED_FORWARDS, T5Spec
+
+PANEL = 64
+
+
+@dataclass(frozen=True, eq=False)
+class PackedEncoder:
+    """An encoder's weights as its operator takes them, on one device.
+
+    operator  "encode_t5" or "encode_mlp"
+    sizes     encode_t5: [layers, D, heads, head_dim, F, V, index in FEED_FORWARDS, M]
+    tensors   encode_t5: [embedding, position_bias, norms], then for each layer [query, key, value,
+              output, ffn_in, ffn_up, ffn_out], ffn_up empty where the feed-forward is not gated;
+              shapes in csrc/cpu/encoders.h
+    """
+
+    spec: T5Spec
+    operator: str
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    def to(self, device: torch.device | str) -> PackedEncoder:
+        """The same weights on `device`."""
+        return dataclasses.replace(self, tensors=tuple(t.to(device) for t in self.tensors))
+
+
+def pack_encoder(encoder: T5Encoder, dtype: torch.dtype = torch.float32) -> PackedEncoder:
+    """Packs `encoder` for the CPU's kernels that read `dtype` matrices.
+
+    dtype: torch.float32, bfloat16 or float16. Raises ValueError where a weight overflows in it.
+    """
+    packer = _Packer({k: v.double() for k, v in encoder.state_dict().items()}, dtype)
+    return _pack_t5(encoder.spec, packer)
+
+
+def to_panels(matrix: Tensor) -> Tensor:
+    """`matrix` [in, out], out a multiple of 16, as panels of 64 columns one after another."""
+    return torch.cat([part.flatten() for part in matrix.split(PANEL, dim=1)])
+
+
+class _Packer:
+    """Weights by name in float64, and how each becomes an array."""
+
+    def __init__(self, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+        self.weights = weights
+        self.dtype = dtype
+
+    def rounded(self, name: str, matrix: Tensor) -> Tensor:
+        packed = round_once(matrix, self.dtype).contiguous()
+        if not bool(torch.isfinite(packed).all()):
+            raise ValueError(
+                f"encoder {name}: expected values that {self.dtype} can hold, got a magnitude of "
+                f"{float(matrix.abs().max()):.4g}; load with dtype='bfloat16' or 'float32'"
+            )
+        return packed
+
+    def table(self, name: str) -> Tensor:
+        """[rows, out] with padded rows."""
+        return self.rounded(name, pad_columns(self.weights[name]))
+
+    def panels(self, name: str, matrix: Tensor) -> Tensor:
+        return to_panels(self.rounded(name, pad_columns(matrix)))
+
+    def linear(self, name: str) -> Tensor:
+        """nn.Linear's weight [out, in], in panels."""
+        return self.panels(name, self.weights[name].T)
+
+    def vectors(self, *names: str) -> Tensor:
+        rows = torch.stack([self.weights[name] for name in names])
+        return pad_columns(rows).float().contiguous()
+
+
+def _position_bias(spec: T5Spec, table: Tensor) -> Tensor:
+    """fp32 [heads, 2 M - 1]: what a key at offset -(M - 1) .. M - 1 adds; beyond, the ends hold."""
+    n = spec.relative_buckets // 2
+    limit = spec.relative_max_distance + 1
+    bucket = distance_buckets(limit, spec.relative_buckets, spec.relative_max_distance)
+    reach = int((bucket < n - 1).sum())  # the first distance of the last bucket
+    before, after = bucket[: reach + 1].flip(0), bucket[1 : reach + 1] + n
+    return table[torch.cat([before, after])].T.float().contiguous()
+
+
+def _pack_t5(spec: T5Spec, packer: _Packer) -> PackedEncoder:
+    heads, head_dim, dim = spec.num_heads, spec.head_dim, spec.dim
+    head_pad = head_dim + -head_dim % LANE
+    first = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    bias = _position_bias(spec, packer.weights[first])
+    layers = range(spec.num_layers)
+    norms = [f"block.{i}.layer.{j}.layer_norm.weight" for i in layers for j in (0, 1)]
+    tensors = [
+        packer.table("embed_tokens.weight"),
+        bias,
+        packer.vectors(*norms, "final_layer_norm.weight"),
+    ]
+    for i in layers:
+        at = f"block.{i}.layer.0.SelfAttention."
+        for name in (f"{at}q.weight", f"{at}k.weight", f"{at}v.weight"):
+            by_head = packer.weights[name].reshape(heads, head_dim, dim).permute(2, 0, 1)
+            tensors.append(packer.panels(name, pad_columns(by_head).reshape(dim, -1)))
+        name = f"{at}o.weight"
+        by_head = pad_columns(packer.weights[name].reshape(dim, heads, head_dim))
+        tensors.append(packer.panels(name, by_head.reshape(dim, heads * head_pad).T))
+        at = f"block.{i}.layer.1.DenseReluDense."
+        if spec.feed_forward.startswith("gated-"):
+            tensors += [packer.linear(f"{at}wi_0.weight"), packer.linear(f"{at}wi_1.weight")]
+        else:
+            tensors += [packer.linear(f"{at}wi.weight"), torch.empty(0, dtype=packer.dtype)]
+        tensors.append(packer.linear(f"{at}wo.weight"))
+    sizes = (
+        spec.num_layers,
+        dim,
+        heads,
+        head_dim,
+        spec.ffn_dim,
+        spec.vocab_size,
+        FEED_FORWARDS.index(spec.feed_forward),
+        (bias.shape[1] + 1) // 2,
+    )
+    return PackedEncoder(spec, "encode_t5", packer.dtype, sizes, tuple(tensors))
