@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .encoder import T5Encoder, distance_buckets
+from .mlp_encoder import MLPEncoder
 from .packing import LANE, pad_columns, round_once
-from .spec import FEED_FORWARDS, T5Spec
+from .spec import FEED_FORWARDS, EncoderSpec, MLPEncoderSpec, T5Spec
 
 PANEL = 64
 
@@ -27,12 +28,14 @@ class PackedEncoder:
 
     operator  "encode_t5" or "encode_mlp"
     sizes     encode_t5: [layers, D, heads, head_dim, F, V, index in FEED_FORWARDS, M]
+              encode_mlp: [layers, D, roles, H, V, max_length]
     tensors   encode_t5: [embedding, position_bias, norms], then for each layer [query, key, value,
-              output, ffn_in, ffn_up, ffn_out], ffn_up empty where the feed-forward is not gated;
-              shapes in csrc/cpu/encoders.h
+              output, ffn_in, ffn_up, ffn_out], ffn_up empty where the feed-forward is not gated
+              encode_mlp: [embedding, positions, norm], then for each layer [token, mean, vectors,
+              out, bias]; shapes in csrc/cpu/encoders.h
     """
 
-    spec: T5Spec
+    spec: EncoderSpec
     operator: str
     dtype: torch.dtype
     sizes: tuple[int, ...]
@@ -48,12 +51,16 @@ class PackedEncoder:
         return dataclasses.replace(self, tensors=tuple(t.to(device) for t in self.tensors))
 
 
-def pack_encoder(encoder: T5Encoder, dtype: torch.dtype = torch.float32) -> PackedEncoder:
+def pack_encoder(
+    encoder: T5Encoder | MLPEncoder, dtype: torch.dtype = torch.float32
+) -> PackedEncoder:
     """Packs `encoder` for the CPU's kernels that read `dtype` matrices.
 
     dtype: torch.float32, bfloat16 or float16. Raises ValueError where a weight overflows in it.
     """
     packer = _Packer({k: v.double() for k, v in encoder.state_dict().items()}, dtype)
+    if isinstance(encoder, MLPEncoder):
+        return _pack_mlp(encoder.spec, packer)
     return _pack_t5(encoder.spec, packer)
 
 
@@ -141,3 +148,32 @@ def _pack_t5(spec: T5Spec, packer: _Packer) -> PackedEncoder:
         (bias.shape[1] + 1) // 2,
     )
     return PackedEncoder(spec, "encode_t5", packer.dtype, sizes, tuple(tensors))
+
+
+def _pack_mlp(spec: MLPEncoderSpec, packer: _Packer) -> PackedEncoder:
+    w, dim = packer.weights, spec.dim
+    tensors = [
+        packer.table("embed_tokens.weight"),
+        packer.table("embed_positions.weight"),
+        packer.vectors("final_layer_norm.weight", "final_layer_norm.bias"),
+    ]
+    for i in range(spec.num_layers):
+        roles = [f"layers.{i}.roles.{r}." for r in range(spec.num_roles)]
+        inputs = [f"{role}linear_in.weight" for role in roles]
+        names = ("linear_in.bias", "norm.weight", "norm.bias")
+        tensors += [
+            torch.stack([packer.panels(name, w[name][:, :dim].T) for name in inputs]),
+            torch.stack([packer.panels(name, w[name][:, dim:].T) for name in inputs]),
+            torch.stack([packer.vectors(*(role + name for name in names)) for role in roles]),
+            torch.stack([packer.linear(f"{role}linear_out.weight") for role in roles]),
+            packer.vectors(*(f"{role}linear_out.bias" for role in roles)),
+        ]
+    sizes = (
+        spec.num_layers,
+        dim,
+        spec.num_roles,
+        spec.hidden_dim,
+        spec.vocab_size,
+        spec.max_length,
+    )
+    return PackedEncoder(spec, "encode_mlp", packer.dtype, sizes, tuple(tensors))

@@ -49,4 +49,22 @@ size_t t5_scratch_bytes(const T5Panels& view, const TokenRows& rows) {
          hidden * float_bytes(kChunkRows * padded(view.ffn_dim)) + float_bytes(kPanel * kPanel);
 }
 
+size_t mlp_work_bytes(const MlpPanels& view, const TokenRows& rows) {
+  return 2 * float_bytes(rows.count * padded(view.dim));
+}
+
+MlpWork mlp_work(const MlpPanels& view, const TokenRows& rows, Arena& arena) {
+  MlpWork work{};
+  for (float*& x : work.x)
+    x = static_cast<float*>(arena.take(rows.count * padded(view.dim) * sizeof(float)));
+  return work;
+}
+
+size_t mlp_scratch_bytes(const MlpPanels& view, const TokenRows& rows) {
+  return float_bytes(rows.num_requests * padded(view.dim)) +
+         3 * float_bytes(kChunkRows * padded(view.dim)) +
+         2 * float_bytes(kChunkRows * padded(view.hidden_dim)) + float_bytes(kPanel * kPanel) +
+         arena_bytes(kChunkRows * sizeof(int64_t));
+}
+
 }  // namespace sidmlp::cpu

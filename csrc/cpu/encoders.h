@@ -86,8 +86,9 @@ struct TokenRows {
   int64_t count;
   int64_t padded_count;         // sum of all row counts, each padded to kLane
   int64_t longest;              // rows of the longest request
-  const RequestRows* requests;  // a row's by request[row]
-  const int32_t* request;       // [count]
+  int64_t num_requests;         // with valid tokens
+  const RequestRows* requests;  // [num_requests]
+  const int32_t* request;       // [count] index into requests
   const int32_t* position;      // [count] t of the token
   const int32_t* role;          // [count] of SID-MLP++'s encoder
   const int64_t* id;            // [count] in the vocabulary
@@ -105,5 +106,12 @@ struct T5Work {
 size_t t5_work_bytes(const T5Panels&, const TokenRows&);
 T5Work t5_work(const T5Panels&, const TokenRows&, Arena&);
 size_t t5_scratch_bytes(const T5Panels&, const TokenRows&);  // of one thread in one stage
+
+struct MlpWork {
+  float* x[2];  // [count, Dp]; layer l reads x[l % 2] and writes the other
+};
+size_t mlp_work_bytes(const MlpPanels&, const TokenRows&);
+MlpWork mlp_work(const MlpPanels&, const TokenRows&, Arena&);
+size_t mlp_scratch_bytes(const MlpPanels&, const TokenRows&);
 
 }  // namespace sidmlp::cpu

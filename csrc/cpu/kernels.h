@@ -40,6 +40,10 @@ struct Kernels {
   // [batch, T, D] in the dtype of the weights. All rows of a stage come before any of the next.
   void (*encode_t5)(const T5Panels&, const TokenRows&, const T5Work&, int stage, int64_t begin,
                     int64_t end, void* states, Arena&);
+
+  // The same for SID-MLP++'s encoder (mlp_encoder.inl).
+  void (*encode_mlp)(const MlpPanels&, const TokenRows&, const MlpWork&, int stage, int64_t begin,
+                     int64_t end, void* states, Arena&);
 };
 
 bool isa_supported(Isa isa);  // by this processor and this build

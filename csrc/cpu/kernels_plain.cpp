@@ -13,7 +13,9 @@ namespace sidmlp::cpu::plain {
 #include "cpu/beam.inl"
 #include "cpu/gemm_panels.inl"
 #include "cpu/readout.inl"
+// After the readout, for its mean.
+#include "cpu/mlp_encoder.inl"
 #include "cpu/t5_encoder.inl"
 
-const Kernels kKernels = {"plain", context_readout, beam_decode, level_logits, encode_t5};
+const Kernels kKernels = {"plain", context_readout, beam_decode, level_logits, encode_t5, encode_mlp};
 }  // namespace sidmlp::cpu::plain

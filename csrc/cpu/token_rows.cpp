@@ -69,6 +69,7 @@ TokenRows RowTable::view() const {
   rows.count = static_cast<int64_t>(id_.size());
   rows.padded_count = padded_count_;
   rows.longest = longest_;
+  rows.num_requests = static_cast<int64_t>(requests_.size());
   rows.requests = requests_.data();
   rows.request = request_.data();
   rows.position = position_.data();

@@ -31,7 +31,7 @@ struct T5Stages {
   void* states;
 
   using Work = cpu::T5Work;
-  static constexpr int kRoles = 0;
+  int num_roles() const { return 0; }
   int last_stage() const { return view.num_layers; }
   size_t work_bytes(const cpu::TokenRows& rows) const { return cpu::t5_work_bytes(view, rows); }
   Work work(const cpu::TokenRows& rows, cpu::Arena& arena) const {
@@ -46,12 +46,33 @@ struct T5Stages {
   }
 };
 
+struct MlpStages {
+  const cpu::Kernels& kernels;
+  const cpu::MlpPanels& view;
+  void* states;
+
+  using Work = cpu::MlpWork;
+  int num_roles() const { return view.num_roles; }
+  int last_stage() const { return view.num_layers; }
+  size_t work_bytes(const cpu::TokenRows& rows) const { return cpu::mlp_work_bytes(view, rows); }
+  Work work(const cpu::TokenRows& rows, cpu::Arena& arena) const {
+    return cpu::mlp_work(view, rows, arena);
+  }
+  size_t scratch_bytes(const cpu::TokenRows& rows) const {
+    return cpu::mlp_scratch_bytes(view, rows);
+  }
+  void run(const cpu::TokenRows& rows, const Work& work, int stage, int64_t begin, int64_t end,
+           cpu::Arena& arena) const {
+    kernels.encode_mlp(view, rows, work, stage, begin, end, states, arena);
+  }
+};
+
 // Each thread takes whole blocks.
 template <class Stages>
 void encode_blocks(const Stages& stages, const TokensView& tokens,
                    const std::vector<int64_t>& counts, const std::vector<int64_t>& blocks) {
   for_each_item(static_cast<int64_t>(blocks.size()) - 1, [&](int64_t i, cpu::Arena& arena) {
-    const cpu::RowTable table(tokens, counts, blocks[i], blocks[i + 1], Stages::kRoles);
+    const cpu::RowTable table(tokens, counts, blocks[i], blocks[i + 1], stages.num_roles());
     const cpu::TokenRows rows = table.view();
     if (rows.count == 0) return;
     arena.reset(stages.work_bytes(rows) + stages.scratch_bytes(rows));
@@ -68,7 +89,7 @@ void encode_blocks(const Stages& stages, const TokensView& tokens,
 template <class Stages>
 void encode_block_together(const Stages& stages, const TokensView& tokens,
                            const std::vector<int64_t>& counts, int64_t begin, int64_t end) {
-  const cpu::RowTable table(tokens, counts, begin, end, Stages::kRoles);
+  const cpu::RowTable table(tokens, counts, begin, end, stages.num_roles());
   const cpu::TokenRows rows = table.view();
   if (rows.count == 0) return;
   static thread_local cpu::Arena shared;
@@ -136,10 +157,27 @@ Tensor encode_t5(Tensor ids, Tensor mask, Tensors encoder, Ints sizes, double la
   return states;
 }
 
+Tensor encode_mlp(Tensor ids, Tensor mask, Tensors encoder, Ints sizes, double layer_norm_eps,
+                  int64_t form, int64_t isa) {
+  const Place place(ids);
+  const MlpSizes s(sizes);
+  const TokensView tokens = tokens_view(ids, mask, place);
+  STD_TORCH_CHECK(tokens.tokens <= s.max_length, "ids: expected at most ", s.max_length,
+                  " tokens, the positions of the encoder, got ", tokens.tokens);
+  const cpu::MlpPanels view = mlp_panels(s, encoder, layer_norm_eps, place);
+  check_form(form);
+  const cpu::Kernels& kernels = kernels_of(isa);
+  Tensor states = torch::stable::empty({tokens.batch, tokens.tokens, s.dim},
+                                       scalar_type_of(view.dtype));
+  encode(MlpStages{kernels, view, states.data_ptr()}, tokens, s.vocab_size, s.dim, view.dtype);
+  return states;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sidmlp, CPU, library) {
   library.impl("encode_t5", TORCH_BOX(&encode_t5));
+  library.impl("encode_mlp", TORCH_BOX(&encode_mlp));
 }
 
 }  // namespace sidmlp::torch_ops

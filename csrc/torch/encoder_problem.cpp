@@ -40,6 +40,16 @@ T5Sizes::T5Sizes(const std::vector<int64_t>& sizes) {
   bias_tokens = checked_size(sizes[7], 1, kMaxWidth, "tokens of the position bias");
 }
 
+MlpSizes::MlpSizes(const std::vector<int64_t>& sizes) {
+  STD_TORCH_CHECK(sizes.size() == 6, "sizes: expected 6 numbers, got ", sizes.size());
+  num_layers = checked_size(sizes[0], 1, kMaxEncoderLayers, "number of layers");
+  dim = checked_size(sizes[1], 1, kMaxWidth, "dim");
+  num_roles = checked_size(sizes[2], 1, cpu::kMaxRoles, "number of roles");
+  hidden_dim = checked_size(sizes[3], 1, kMaxWidth, "hidden_dim");
+  vocab_size = checked_size(sizes[4], 1, INT32_MAX, "vocab_size");
+  max_length = checked_size(sizes[5], 1, kMaxWidth, "max_length");
+}
+
 void check_form(int64_t form) {
   STD_TORCH_CHECK(form >= 0 && form <= 2,
                   "form: expected 0 (by batch), 1 (latency) or 2 (throughput), got ", form);
@@ -93,6 +103,39 @@ cpu::T5Panels t5_panels(const T5Sizes& s, const std::vector<Tensor>& tensors, do
     const void* up = panels(5, "ffn_up", is_gated(s.activation) ? s.dim : 0, ffn_pad);
     layer.ffn_up = is_gated(s.activation) ? up : nullptr;
     layer.ffn_out = panels(6, "ffn_out", s.ffn_dim, dim_pad);
+  }
+  return view;
+}
+
+cpu::MlpPanels mlp_panels(const MlpSizes& s, const std::vector<Tensor>& tensors,
+                          double layer_norm_eps, const Place& place) {
+  constexpr int kPerLayer = 5;
+  check_count(tensors, 3 + static_cast<size_t>(kPerLayer * s.num_layers));
+  const int64_t dim_pad = padded(s.dim), hidden_pad = padded(s.hidden_dim);
+  cpu::MlpPanels view{};
+  view.dtype = weight_dtype(tensors[0], "encoder.embedding");
+  const ScalarType weight = scalar_type_of(view.dtype);
+  view.num_layers = s.num_layers, view.num_roles = s.num_roles, view.dim = s.dim;
+  view.hidden_dim = s.hidden_dim, view.vocab_size = s.vocab_size, view.max_length = s.max_length;
+  view.eps = checked_eps(layer_norm_eps);
+  view.embedding =
+      check_tensor(tensors[0], "encoder.embedding", weight, {s.vocab_size, dim_pad}, place);
+  view.positions =
+      check_tensor(tensors[1], "encoder.positions", weight, {s.max_length, dim_pad}, place);
+  view.norm = check_as<float>(tensors[2], "encoder.norm", ScalarType::Float, {2, dim_pad}, place);
+  for (int l = 0; l < s.num_layers; ++l) {
+    const Tensor* t = &tensors[3 + kPerLayer * l];
+    const std::string at = "encoder." + std::to_string(l) + ".";
+    cpu::MlpLayerPanels& layer = view.layers[l];
+    layer.token =
+        check_tensor(t[0], at + "token", weight, {s.num_roles, s.dim * hidden_pad}, place);
+    layer.mean = check_tensor(t[1], at + "mean", weight, {s.num_roles, s.dim * hidden_pad}, place);
+    layer.vectors = check_as<float>(t[2], at + "vectors", ScalarType::Float,
+                                    {s.num_roles, 3, hidden_pad}, place);
+    layer.out =
+        check_tensor(t[3], at + "out", weight, {s.num_roles, s.hidden_dim * dim_pad}, place);
+    layer.bias =
+        check_as<float>(t[4], at + "bias", ScalarType::Float, {s.num_roles, dim_pad}, place);
   }
   return view;
 }

@@ -18,10 +18,19 @@ struct T5Sizes {
   explicit T5Sizes(const std::vector<int64_t>& sizes);
 };
 
+// `sizes`: [layers, D, roles, H, V, max_length]
+struct MlpSizes {
+  int num_layers, dim, num_roles, hidden_dim, vocab_size, max_length;
+
+  explicit MlpSizes(const std::vector<int64_t>& sizes);
+};
+
 // `form`: 0 by batch, 1 latency, 2 throughput; the CPU has one form.
 void check_form(int64_t form);
 TokensView tokens_view(const Tensor& ids, const Tensor& mask, const Place&);
 cpu::T5Panels t5_panels(const T5Sizes&, const std::vector<Tensor>& encoder, double layer_norm_eps,
                         const Place&);
+cpu::MlpPanels mlp_panels(const MlpSizes&, const std::vector<Tensor>& encoder,
+                          double layer_norm_eps, const Place&);
 
 }  // namespace sidmlp::torch_ops

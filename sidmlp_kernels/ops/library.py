@@ -37,6 +37,7 @@ SCHEMAS = {
         f"(Tensor context, Tensor prefix_codes, Tensor[] heads, {_MODEL}, int isa) -> Tensor"
     ),
     "encode_t5": f"({_ENCODER}) -> Tensor",
+    "encode_mlp": f"({_ENCODER}) -> Tensor",
 }
 
 _library = torch.library.Library("sidmlp", "DEF")
@@ -110,6 +111,7 @@ def _level_logits_fake(context, prefix_codes, heads, sizes, layer_norm_eps, isa)
 
 
 @_fake("encode_t5")
+@_fake("encode_mlp")
 def _encode_fake(ids, mask, encoder, sizes, layer_norm_eps, form, isa) -> Tensor:
     return ids.new_empty((*ids.shape, sizes[1]), dtype=encoder[0].dtype)
 
