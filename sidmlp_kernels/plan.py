@@ -20,6 +20,7 @@ from sidmlp_kernels.packing import PackedWeights
 from sidmlp_kernels.tracing import traced
 
 if TYPE_CHECKING:
+    from sidmlp_kernels.encoder_plan import EncoderPlan
     from sidmlp_kernels.ops.triton.bound import BoundPlan
 
 ISAS = ("auto", "plain", "avx2", "avx512")
@@ -65,6 +66,7 @@ class DecodePlan:
     levels: tuple[LevelPlan, ...]
     isa: str = "auto"
     kernel: str = ""  # of the CUDA backend, see sidmlp_kernels.ops.cuda_kernels
+    encoder: EncoderPlan | None = None
     _decode_args: tuple = field(init=False, repr=False)
     _readout: list[Tensor] = field(init=False, repr=False)
     _heads_catalogue: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
@@ -173,6 +175,7 @@ class DecodePlan:
             f"backend {self.backend}, {self.packed.dtype}, {self.packed.device}, isa {self.isa}, "
             f"{self.num_beams} beams, k {self.k}, {self.normalisation}, "
             f"catalogue version {self.snapshot.version}",
+            *([str(self.encoder)] if self.encoder is not None else []),
             *([f"kernel: {self.kernel}"] if self.kernel else []),
             f"{'level':>5} {'codes':>6} {'nodes':>9} {'children':>9} {'only child':>10}  logits",
         ]
@@ -196,11 +199,13 @@ def make_plan(
     level_weights: Sequence[float],
     normalisation: str = "children",
     isa: str = "auto",
+    encoder: EncoderPlan | None = None,
 ) -> DecodePlan:
     """Chooses how each level is computed, from the model's and the catalogue's own numbers.
 
     The caller has checked its arguments (`Recommender` does). isa: "auto", or the CPU instruction
     set to force: "plain", "avx2", "avx512" (the operator raises RuntimeError where it is missing).
+    encoder: what makes the states, for `print`.
     """
     levels = []
     most_sparse, kernel = DENSE_FAN_OUT[backend], ""
@@ -240,4 +245,5 @@ def make_plan(
         tuple(levels),
         isa,
         kernel,
+        encoder,
     )

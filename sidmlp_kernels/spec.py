@@ -1,10 +1,10 @@
 """Sizes and conventions of a model as frozen dataclasses: the only home of defaults.
 
-    StudentSpec  the context readout and the heads
-    TokenSpec    how item codes, users and the end become encoder tokens
-    T5Spec       TIGER's encoder
+    StudentSpec     the context readout and the heads
+    TokenSpec       how item codes, users and the end become encoder tokens
+    T5Spec          TIGER's encoder
     MLPEncoderSpec  SID-MLP++'s encoder
-    DecodeSpec   how a request is decoded unless the call says otherwise
+    DecodeSpec      how a request is decoded unless the call says otherwise
 
 Each checks itself when it is made, prints itself, and travels as a plain dictionary (`to_dict`,
 `from_dict`) in the checkpoint's config.json. A dictionary names every field: a missing or an

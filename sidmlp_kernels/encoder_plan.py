@@ -1,0 +1,103 @@
+"""How token ids become states: the backend's fused operator, or plain PyTorch and why.
+
+    form "auto"        the operator where the backend has one for the encoder, else PyTorch
+    "latency"          the operator, cut for few requests     both raise where the backend has none
+    "throughput"       the operator, cut for many             of their own
+    "torch"            PyTorch
+
+An operator's states have the same bits in every batch within one form; "auto" may change form with
+the batch on a backend that has several (the CPU has one).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backends import encoder_why_not
+from .encoder import T5Encoder
+from .encoder_packing import PackedEncoder, pack_encoder
+from .mlp_encoder import MLPEncoder
+from .ops.library import operator
+from .spec import check_choice
+
+FORMS = ("auto", "latency", "throughput", "torch")
+
+EncoderModule = T5Encoder | MLPEncoder
+Encoder = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderPlan:
+    """One way to encode, ready to run; print it to see what was chosen.
+
+    packed  what the operator reads, None where `module` runs
+    module  what PyTorch runs, None where the operator does
+    reason  why PyTorch runs, "" where the operator does
+    """
+
+    backend: str
+    form: str
+    packed: PackedEncoder | None
+    module: Encoder | None
+    reason: str
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids int64 [B, T], mask bool [B, T] (True = a token) -> states [B, T, D]."""
+        if self.packed is None:
+            assert self.module is not None
+            with torch.no_grad():
+                return self.module(ids, mask)
+        packed = self.packed
+        return operator(packed.operator, self.backend)(
+            ids.contiguous(),
+            mask.contiguous(),
+            list(packed.tensors),
+            list(packed.sizes),
+            packed.spec.layer_norm_eps,
+            FORMS.index(self.form),
+            0,
+        )
+
+    def __str__(self) -> str:
+        if self.packed is None:
+            return f"encoder: {self.reason}"
+        form = "by batch" if self.form == "auto" else self.form
+        return f"encoder: {self.packed.operator}, form {form}"
+
+
+def plan_encoder(
+    encoder: EncoderModule | Encoder,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    form: str = "auto",
+) -> EncoderPlan:
+    """Packs `encoder`, or converts it to `device` and `dtype`, for `backend`.
+
+    A callable that is neither a T5Encoder nor an MLPEncoder runs as it is. Raises ValueError for an
+    unknown form, and for "latency" and "throughput" where the backend has no operator for it.
+    """
+    check_choice(form, "encoder_form", FORMS)
+    if isinstance(encoder, (T5Encoder, MLPEncoder)):
+        missing = encoder_why_not(backend, encoder.spec, dtype)
+    else:
+        missing = "it is a callable of the caller's"
+    if missing and form in ("latency", "throughput"):
+        raise ValueError(
+            f"encoder_form: expected a fused encoder on backend {backend} for {form!r}, got none "
+            f"({missing}); pass encoder_form='auto' or 'torch'"
+        )
+    if not missing and form != "torch":
+        assert isinstance(encoder, (T5Encoder, MLPEncoder))
+        packed = pack_encoder(encoder, dtype).to(device)
+        return EncoderPlan(backend, form, packed, None, "")
+    reason = f"plain PyTorch ({missing or 'as asked for'})"
+    moves = (device, dtype) != (torch.device("cpu"), torch.float32)
+    if moves and isinstance(encoder, (T5Encoder, MLPEncoder)):
+        encoder = copy.deepcopy(encoder).to(device, dtype)
+    return EncoderPlan(backend, form, None, encoder, reason)
