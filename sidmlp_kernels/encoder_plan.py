@@ -1,12 +1,12 @@
 """How token ids become states: the backend's fused operator, or plain PyTorch and why.
 
-    form "auto"        the operator where the backend has one for the encoder, else PyTorch
-    "latency"          the operator, cut for few requests     both raise where the backend has none
-    "throughput"       the operator, cut for many             of their own
-    "torch"            PyTorch
+    "auto"          the operator where the backend has one for the encoder, else PyTorch
+    "throughput"    the operator, a block of threads for each request
+    "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request
+    "torch"         PyTorch
 
-An operator's states have the same bits in every batch within one form; "auto" may change form with
-the batch on a backend that has several (the CPU has one).
+A form that names the operator raises where the backend has none. States have the same bits in every
+batch within one form; "auto" chooses one by the batch. On the CPU all forms are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from .mlp_encoder import MLPEncoder
 from .ops.library import operator
 from .spec import check_choice
 
-FORMS = ("auto", "latency", "throughput", "torch")
+# What the operators call them.
+_FORM_NUMBERS = {"auto": 0, "throughput": 1, "cluster2": 2, "cluster4": 4, "cluster8": 8}
+FORMS = (*_FORM_NUMBERS, "torch")
 
 EncoderModule = T5Encoder | MLPEncoder
 Encoder = Callable[[Tensor, Tensor], Tensor]
@@ -59,7 +61,7 @@ class EncoderPlan:
             list(packed.tensors),
             list(packed.sizes),
             packed.spec.layer_norm_eps,
-            FORMS.index(self.form),
+            _FORM_NUMBERS[self.form],
             0,
         )
 
@@ -80,14 +82,14 @@ def plan_encoder(
     """Packs `encoder`, or converts it to `device` and `dtype`, for `backend`.
 
     A callable that is neither a T5Encoder nor an MLPEncoder runs as it is. Raises ValueError for an
-    unknown form, and for "latency" and "throughput" where the backend has no operator for it.
+    unknown form, and for one of the operator's where the backend has none.
     """
     check_choice(form, "encoder_form", FORMS)
     if isinstance(encoder, (T5Encoder, MLPEncoder)):
         missing = encoder_why_not(backend, encoder.spec, dtype)
     else:
         missing = "it is a callable of the caller's"
-    if missing and form in ("latency", "throughput"):
+    if missing and form not in ("auto", "torch"):
         raise ValueError(
             f"encoder_form: expected a fused encoder on backend {backend} for {form!r}, got none "
             f"({missing}); pass encoder_form='auto' or 'torch'"

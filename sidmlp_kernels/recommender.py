@@ -74,7 +74,7 @@ def load(
     """A Recommender from a checkpoint directory or a Hugging Face hub id.
 
     device, dtype ("float32", "bfloat16", "float16" or a torch.dtype), backend and encoder_form
-    ("latency", "throughput" or "torch": see sidmlp_kernels.encoder_plan) may be "auto".
+    ("throughput", "torch", ..: see sidmlp_kernels.encoder_plan) may be "auto".
     Raises ValueError for a damaged checkpoint and for what cannot run here (see
     sidmlp_kernels.checkpoint and sidmlp_kernels.backends).
     """

@@ -25,7 +25,7 @@ struct MlpSizes {
   explicit MlpSizes(const std::vector<int64_t>& sizes);
 };
 
-// `form`: 0 by batch, 1 latency, 2 throughput; the CPU has one form.
+// `form`: blocks that share a request, 1, 2, 4 or 8; 0 by batch. The CPU has one form.
 void check_form(int64_t form);
 TokensView tokens_view(const Tensor& ids, const Tensor& mask, const Place&);
 cpu::T5Panels t5_panels(const T5Sizes&, const std::vector<Tensor>& encoder, double layer_norm_eps,

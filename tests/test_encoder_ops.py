@@ -1,0 +1,259 @@
+"""`torch.ops.sidmlp.encode_*`: opcheck, fakes, torch.compile, torch.export, calls that do not fit;
+how they are packed and chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from encoders import MLP_SPECS, SPECS, T5_SPECS, arguments, call, fused_plan, module_of, requests
+from parity import DTYPES
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from sidmlp_kernels import T5Spec, backends
+from sidmlp_kernels.encoder import relative_buckets
+from sidmlp_kernels.encoder_packing import PANEL, pack_encoder, to_panels
+from sidmlp_kernels.encoder_plan import plan_encoder
+from sidmlp_kernels.ops import operator
+
+NAMES = {"encode_t5": "gated relu", "encode_mlp": "three roles, odd sizes"}
+
+
+def legal(
+    name: str, backend: str, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """A legal call of the operator."""
+    spec = SPECS[NAMES[name]]
+    ids, mask = requests(spec, 3, 11)
+    plan = fused_plan(spec, backend, device, dtype)
+    assert plan.packed is not None
+    return arguments(plan.packed, ids.to(device), mask.to(device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(backend: str, device: torch.device, name: str, dtype: str) -> None:
+    given = legal(name, backend, device, DTYPES[dtype])
+    torch.library.opcheck(operator(name, backend), tuple(given.values()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_fakes_have_the_real_shapes_and_dtypes(
+    backend: str, device: torch.device, name: str, dtype: str
+) -> None:
+    given = legal(name, backend, device, DTYPES[dtype])
+    real = call(name, backend, given)
+    with FakeTensorMode() as mode:
+        fake = call(name, backend, tree_map_only(torch.Tensor, mode.from_tensor, given))
+    assert real.shape == fake.shape == (3, 11, SPECS[NAMES[name]].dim)
+    assert real.dtype == fake.dtype == DTYPES[dtype]
+    assert real.device == fake.device
+    assert real.is_contiguous() == fake.is_contiguous()
+
+
+class Encode(torch.nn.Module):
+    def __init__(self, name: str, backend: str, device: torch.device) -> None:
+        super().__init__()
+        given = legal(name, backend, device)
+        self.inputs = (given.pop("ids"), given.pop("mask"))
+        self.rest = tuple(given.values())
+        self.operator = operator(name, backend)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return 2 * self.operator(ids + 0, mask, *self.rest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compile_without_graph_breaks(backend: str, device: torch.device, name: str) -> None:
+    model = Encode(name, backend, device)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for rows in (3, 2):
+        inputs = tuple(tensor[:rows] for tensor in model.inputs)
+        assert torch.equal(compiled(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_with_any_batch(backend: str, device: torch.device, name: str) -> None:
+    model = Encode(name, backend, device)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    shapes = {"ids": {0: batch}, "mask": {0: batch}}
+    exported = torch.export.export(model, model.inputs, dynamic_shapes=shapes)
+    inputs = tuple(tensor[1:] for tensor in model.inputs)
+    assert torch.equal(exported.module()(*inputs), model(*inputs))
+
+
+# --- Calls that do not fit: a RuntimeError that names the argument, never a crash. ---
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def on(name: str, change: Callable[[Any], Any]) -> Change:
+    return lambda given: {name: change(given[name])}
+
+
+def at(index: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    """One of the encoder's tensors, changed."""
+    return lambda given: {
+        "encoder": [change(t) if i == index else t for i, t in enumerate(given["encoder"])]
+    }
+
+
+def size(index: int, value: int) -> Change:
+    return on("sizes", lambda sizes: [value if i == index else s for i, s in enumerate(sizes)])
+
+
+def short(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:-1].contiguous()
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.stack([tensor, tensor], -1)[..., 0]
+
+
+COMMON: dict[str, tuple[Change, str]] = {
+    "ids 1-d": (on("ids", lambda t: t[0]), "ids"),
+    "ids int32": (on("ids", torch.Tensor.int), "ids"),
+    "ids strided": (on("ids", strided), "ids"),
+    "mask uint8": (on("mask", torch.Tensor.byte), "mask"),
+    "mask short": (on("mask", short), "mask"),
+    "mask strided": (on("mask", strided), "mask"),
+    "no tensors": (on("encoder", lambda t: []), "encoder"),
+    "few tensors": (on("encoder", lambda t: t[:-1]), "encoder"),
+    "embedding short": (at(0, short), "encoder.embedding"),
+    "embedding double": (at(0, torch.Tensor.double), "encoder.embedding"),
+    "weights of two dtypes": (at(3, torch.Tensor.bfloat16), "encoder.0."),
+    "weight strided": (at(3, strided), "encoder.0."),
+    "weight short": (at(6, short), "encoder.0."),
+    "no sizes": (on("sizes", lambda s: []), "sizes"),
+    "few sizes": (on("sizes", lambda s: s[:-1]), "sizes"),
+    "no layers": (size(0, 0), "number of layers"),
+    "nine layers": (size(0, 9), "number of layers"),
+    "dim huge": (size(1, 2**40), "dim"),
+    "dim negative": (size(1, -3), "dim"),
+    "eps 0": (on("layer_norm_eps", lambda eps: 0.0), "layer_norm_eps"),
+    "eps NaN": (on("layer_norm_eps", lambda eps: float("nan")), "layer_norm_eps"),
+    "form 3": (on("form", lambda form: 3), "form"),
+    "form -1": (on("form", lambda form: -1), "form"),
+}
+FAULTS: dict[str, dict[str, tuple[Change, str]]] = {
+    "encode_t5": {
+        **COMMON,
+        "bias short": (at(1, short), "encoder.position_bias"),
+        "norms bf16": (at(2, torch.Tensor.bfloat16), "encoder.norms"),
+        "no heads": (size(2, 0), "num_heads"),
+        "head_dim 0": (size(3, 0), "head_dim"),
+        "another head_dim": (size(3, 17), "encoder.0.query"),
+        "ffn_dim 0": (size(4, 0), "ffn_dim"),
+        "vocabulary of another size": (size(5, 7), "encoder.embedding"),
+        "activation 4": (size(6, 4), "activation"),
+        "not gated": (size(6, 0), "encoder.0.ffn_up"),
+        "bias of no tokens": (size(7, 0), "position bias"),
+    },
+    "encode_mlp": {
+        **COMMON,
+        "positions short": (at(1, short), "encoder.positions"),
+        "norm bf16": (at(2, torch.Tensor.bfloat16), "encoder.norm"),
+        "nine roles": (size(2, 9), "roles"),
+        "two roles": (size(2, 2), "encoder.0.token"),
+        "hidden_dim 0": (size(3, 0), "hidden_dim"),
+        "another vocabulary": (size(4, 7), "encoder.embedding"),
+        "more tokens than positions": (
+            lambda given: {n: given[n].repeat(1, 28)[:, :301].contiguous() for n in ("ids", "mask")},
+            "ids: expected at most 300 tokens",
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "fault"), [(name, fault) for name in NAMES for fault in FAULTS[name]])
+def test_a_call_that_does_not_fit(
+    backend: str, device: torch.device, name: str, fault: str
+) -> None:
+    given = legal(name, backend, device)
+    change, named = FAULTS[name][fault]
+    with pytest.raises(RuntimeError) as caught:
+        call(name, backend, given | change(given))
+    message = str(caught.value).splitlines()[0]
+    assert named in message, message
+    assert "expected" in message, message
+
+
+@pytest.mark.parametrize("isa", [-1, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_instruction_set(name: str, isa: int) -> None:
+    given = legal(name, "cpu", "cpu")
+    with pytest.raises(RuntimeError, match="isa: expected"):
+        call(name, "cpu", given | {"isa": isa})
+
+
+# --- Packing and choosing. ---
+
+
+def test_panels_are_groups_of_columns() -> None:
+    matrix = torch.arange(5 * 144).reshape(5, 144)
+    panels = to_panels(matrix)
+    assert panels.numel() == matrix.numel()
+    for begin in (0, 64, 128):
+        width = min(PANEL, 144 - begin)
+        part = panels[begin * 5 : begin * 5 + 5 * width].reshape(5, width)
+        assert torch.equal(part, matrix[:, begin : begin + width])
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (6, 9), (4, 2), (64, 20), (32, 1000)])
+def test_the_position_bias_is_that_of_every_offset(buckets: int, distance: int) -> None:
+    spec = T5Spec(1, 8, 3, 4, 8, 9, relative_buckets=buckets, relative_max_distance=distance)
+    module = module_of(spec)
+    bias = pack_encoder(module).tensors[1]
+    reach = (bias.shape[1] - 1) // 2
+    length = 2 * distance + 5
+    table = module.state_dict()["block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+    wanted = table[relative_buckets(length, buckets, distance)]  # [query, key, heads]
+    offsets = torch.arange(length)[None, :] - torch.arange(length)[:, None]
+    got = bias[:, offsets.clamp(-reach, reach) + reach].permute(1, 2, 0)
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["gated gelu, few buckets", "four roles"])
+def test_packing_refuses_what_overflows(name: str) -> None:
+    module = module_of(SPECS[name])
+    with torch.no_grad():
+        module.embed_tokens.weight[3, 1] = 1e6
+    with pytest.raises(ValueError, match=r"encoder embed_tokens.weight.*float16"):
+        pack_encoder(module, torch.float16)
+
+
+def test_the_cpu_says_which_encoders_it_cannot_run() -> None:
+    assert not backends.encoder_why_not("cpu", T5_SPECS["gelu"], "bfloat16")
+    assert not backends.encoder_why_not("cpu", MLP_SPECS["four roles"], torch.float16)
+    deep = T5Spec(9, 16, 2, 8, 24, 30)
+    assert backends.encoder_why_not("cpu", deep, "float32") == "num_layers: expected at most 8, got 9"
+
+
+def test_forms_that_are_asked_for_run_or_raise() -> None:
+    cpu, fp32 = torch.device("cpu"), torch.float32
+    spec = T5_SPECS["gelu"]
+    module, (ids, mask) = module_of(spec), requests(spec, 2, 9)
+    fused = plan_encoder(module, "cpu", cpu, fp32)
+    assert str(fused) == "encoder: encode_t5, form by batch"
+    clusters = plan_encoder(module, "cpu", cpu, fp32, "cluster8")
+    assert str(clusters) == "encoder: encode_t5, form cluster8"
+    assert torch.equal(clusters(ids, mask), fused(ids, mask))
+    plain = plan_encoder(module, "cpu", cpu, fp32, "torch")
+    assert str(plain) == "encoder: plain PyTorch (as asked for)"
+    assert torch.equal(plain(ids, mask), module(ids, mask))
+
+    deep = module_of(T5Spec(9, 16, 2, 8, 24, 30))
+    assert str(plan_encoder(deep, "cpu", cpu, fp32)) == (
+        "encoder: plain PyTorch (num_layers: expected at most 8, got 9)"
+    )
+    for form in ("cluster2", "throughput"):
+        with pytest.raises(ValueError, match="num_layers: expected at most 8, got 9"):
+            plan_encoder(deep, "cpu", cpu, fp32, form)
+        with pytest.raises(ValueError, match="a callable of the caller's"):
+            plan_encoder(lambda ids, mask: ids, "cpu", cpu, fp32, form)
+    with pytest.raises(ValueError, match="encoder_form: expected 'auto' or"):
+        plan_encoder(module, "cpu", cpu, fp32, "fast")
