@@ -73,7 +73,8 @@ float widen(DType dtype, uint16_t bits) {
   return __half2float(y);
 }
 
-// An allocation as long as its array and no longer, so that compute-sanitizer sees an access beyond.
+// An allocation as long as its array and no longer, so that compute-sanitizer sees an access
+// beyond.
 class Device {
  public:
   Device() = default;
@@ -270,14 +271,16 @@ struct Model {
           for (T& v : p) total += v = std::exp(v - most);
           for (int d = 0; d < hd; ++d) {
             T sum = 0;
-            for (int j = 0; j < n; ++j) sum += round(p[j]) * qkv[j * 3 * width + 2 * width + h * hd + d];
+            for (int j = 0; j < n; ++j)
+              sum += round(p[j]) * qkv[j * 3 * width + 2 * width + h * hd + d];
             mixed[i * width + h * hd + d] = round(sum / total);
           }
         }
       const std::vector<T> out = linear(mixed, width, layer.out, dim);
       for (size_t i = 0; i < x.size(); ++i) x[i] += out[i];
       const bool gated = is_gated(sizes.activation);
-      const std::vector<T> in = linear(norm(layer.ffn_gain), dim, layer.ffn_in, (gated ? 2 : 1) * ffn);
+      const std::vector<T> in =
+          linear(norm(layer.ffn_gain), dim, layer.ffn_in, (gated ? 2 : 1) * ffn);
       std::vector<T> hidden(static_cast<size_t>(n) * ffn);
       for (int i = 0; i < n; ++i)
         for (int f = 0; f < ffn; ++f) {
@@ -321,8 +324,8 @@ Input random_input(const Case& c, int vocab, int batch, double mean, uint64_t se
       count = b == 1 ? 0 : b == 2 ? c.tokens : static_cast<int>(random() % (c.tokens + 1));
     }
     for (int t = 0; t < c.tokens; ++t) {
-      const bool valid = c.mask == Case::kAny ? random() % c.tokens < static_cast<uint64_t>(count)
-                                              : t < count;
+      const bool valid =
+          c.mask == Case::kAny ? random() % c.tokens < static_cast<uint64_t>(count) : t < count;
       in.mask.push_back(valid);
       in.ids.push_back(valid ? static_cast<int64_t>(random() % vocab) : kPoison);
     }
