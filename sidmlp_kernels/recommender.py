@@ -139,7 +139,8 @@ class Recommender:
                 "encoder: expected None, a T5Encoder, an MLPEncoder or a callable (ids, mask) -> "
                 f"states, got {type(encoder).__name__}; pass one of these"
             )
-        checkpoint.Checkpoint(student, self.tokens, self.defaults, catalogue, self._module)  # checks
+        # Checks that the parts fit each other.
+        checkpoint.Checkpoint(student, self.tokens, self.defaults, catalogue, self._module)
 
         choice = resolve(backend, device, dtype, spec=student.spec)
         self.backend, self.device, self.dtype = choice.backend.name, choice.device, choice.dtype

@@ -1,4 +1,4 @@
-"""Encoders of tests: random ones of given sizes, requests for them, and calls of their operators."""
+"""Encoders of tests: random ones of given sizes, requests for them, calls of their operators."""
 
 from __future__ import annotations
 

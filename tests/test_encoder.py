@@ -11,6 +11,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from sidmlp_kernels.encoder import T5Encoder, relative_buckets
 from sidmlp_kernels.spec import T5Spec
 
+
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 7), (2, 82), (2, 300)])
 def test_states_equal_transformers_in_fp64(name: str, batch: int, length: int) -> None:

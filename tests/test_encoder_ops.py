@@ -162,14 +162,18 @@ FAULTS: dict[str, dict[str, tuple[Change, str]]] = {
         "hidden_dim 0": (size(3, 0), "hidden_dim"),
         "another vocabulary": (size(4, 7), "encoder.embedding"),
         "more tokens than positions": (
-            lambda given: {n: given[n].repeat(1, 28)[:, :301].contiguous() for n in ("ids", "mask")},
+            lambda given: {
+                name: given[name].repeat(1, 28)[:, :301].contiguous() for name in ("ids", "mask")
+            },
             "ids: expected at most 300 tokens",
         ),
     },
 }
 
 
-@pytest.mark.parametrize(("name", "fault"), [(name, fault) for name in NAMES for fault in FAULTS[name]])
+@pytest.mark.parametrize(
+    ("name", "fault"), [(name, fault) for name in NAMES for fault in FAULTS[name]]
+)
 def test_a_call_that_does_not_fit(
     backend: str, device: torch.device, name: str, fault: str
 ) -> None:
@@ -230,7 +234,8 @@ def test_the_cpu_says_which_encoders_it_cannot_run() -> None:
     assert not backends.encoder_why_not("cpu", T5_SPECS["gelu"], "bfloat16")
     assert not backends.encoder_why_not("cpu", MLP_SPECS["four roles"], torch.float16)
     deep = T5Spec(9, 16, 2, 8, 24, 30)
-    assert backends.encoder_why_not("cpu", deep, "float32") == "num_layers: expected at most 8, got 9"
+    reason = backends.encoder_why_not("cpu", deep, "float32")
+    assert reason == "num_layers: expected at most 8, got 9"
 
 
 def test_forms_that_are_asked_for_run_or_raise() -> None:

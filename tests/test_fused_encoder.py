@@ -58,10 +58,7 @@ def assert_close_enough(
 
 # transformers keeps the residual in the weights' dtype, so in fp16 it is no yardstick for T5.
 PARITY = [
-    (name, dtype)
-    for name in SPECS
-    for dtype in DTYPES
-    if dtype != "fp16" or name in MLP_SPECS
+    (name, dtype) for name in SPECS for dtype in DTYPES if dtype != "fp16" or name in MLP_SPECS
 ]
 
 
@@ -233,9 +230,7 @@ def test_each_instruction_set_of_the_cpu(name: str, isa: str, dtype: str) -> Non
     ids, mask = requests(spec, 4, 37)
     packed = fused_plan(spec, "cpu", "cpu", DTYPES[dtype]).packed
     assert packed is not None
-    got = call(
-        packed.operator, "cpu", arguments(packed, ids, mask, isa=1 + ISAS.index(isa))
-    )
+    got = call(packed.operator, "cpu", arguments(packed, ids, mask, isa=1 + ISAS.index(isa)))
     if dtype == "fp16" and isinstance(spec, T5Spec):
         exact = judge(spec, ids, mask)
         rough = (yardstick(spec, ids, mask, torch.bfloat16).double() - exact).abs().max().item()

@@ -1,13 +1,13 @@
 // What the encoder kernels of the CPU read: weights in panels, and the valid tokens of a block of
 // requests, one after another.
 //
-// A padded token costs nothing: kernels see rows of valid tokens only, so a request of 9 tokens is 9
-// rows whatever the batch is padded to. Work is cut into stages with a barrier between them; within a
-// stage any rows may be computed by any thread, and no bit of a row depends on which.
+// A padded token costs nothing: kernels see rows of valid tokens only, so a request of 9 tokens is
+// 9 rows whatever the batch is padded to. Work is cut into stages with a barrier between them;
+// within a stage any rows may be computed by any thread, and no bit of a row depends on which.
 //
-// Panels: a matrix [inner, columns] (input-major, columns a multiple of 16) is stored as panels of 64
-// columns, the last one narrower, each [inner, width]: what a tile reads is contiguous, where rows of
-// 1,024 floats would all fall into the same few sets of the cache.
+// Panels: a matrix [inner, columns] (input-major, columns a multiple of 16) is stored as panels of
+// 64 columns, the last one narrower, each [inner, width]: what a tile reads is contiguous, where
+// rows of 1,024 floats would all fall into the same few sets of the cache.
 #pragma once
 
 #include <cstddef>
@@ -52,7 +52,8 @@ struct T5Panels {
   T5LayerPanels layers[kMaxEncoderLayers];
 };
 
-// SID-MLP++'s encoder (sidmlp_kernels/mlp_encoder.py). R roles, each with its own MLP in each layer.
+// SID-MLP++'s encoder (sidmlp_kernels/mlp_encoder.py). R roles, each with its own MLP in each
+// layer.
 struct MlpLayerPanels {
   const void* token;     // R times panels of [D, Hp]: the half of the first Linear that reads x
   const void* mean;      // R times panels of [D, Hp]: the half that reads the mean
@@ -63,8 +64,8 @@ struct MlpLayerPanels {
 struct MlpPanels {
   DType dtype;  // of embedding, positions and panels
   int num_layers;
-  int num_roles;  // R
-  int dim;        // D
+  int num_roles;   // R
+  int dim;         // D
   int hidden_dim;  // H
   int vocab_size;
   int max_length;

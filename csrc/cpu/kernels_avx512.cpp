@@ -17,5 +17,6 @@ namespace sidmlp::cpu::avx512 {
 #include "cpu/mlp_encoder.inl"
 #include "cpu/t5_encoder.inl"
 
-const Kernels kKernels = {"avx512", context_readout, beam_decode, level_logits, encode_t5, encode_mlp};
+const Kernels kKernels = {"avx512",     context_readout, beam_decode,
+                          level_logits, encode_t5,       encode_mlp};
 }  // namespace sidmlp::cpu::avx512

@@ -5,10 +5,10 @@
 //               MLP = Linear - LayerNorm - GELU - Linear
 //   states = LayerNorm(x)
 //
-// Stage 0 embeds; stage l does layer l, and the last one the states. A layer reads one buffer of x and
-// writes the other, since means need rows that other threads compute. A token passes through the MLP
-// of its own role only: rows of a role are gathered into chunks. The half of the first Linear that
-// reads the mean is computed once for each request in a chunk.
+// Stage 0 embeds; stage l does layer l, and the last one the states. A layer reads one buffer of x
+// and writes the other, since means need rows that other threads compute. A token passes through
+// the MLP of its own role only: rows of a role are gathered into chunks. The half of the first
+// Linear that reads the mean is computed once for each request in a chunk.
 
 namespace {
 
@@ -52,8 +52,7 @@ struct MlpStage {
   void mlp(int layer, int role, int64_t rows, const float* from, float* to) const {
     const MlpLayerPanels& w = view.layers[layer];
     const float* vectors = w.vectors + role * 3 * hidden_pad;
-    const auto* token_half =
-        static_cast<const Storage*>(w.token) + role * view.dim * hidden_pad;
+    const auto* token_half = static_cast<const Storage*>(w.token) + role * view.dim * hidden_pad;
     const auto* mean_half = static_cast<const Storage*>(w.mean) + role * view.dim * hidden_pad;
     const auto* second = static_cast<const Storage*>(w.out) + role * view.hidden_dim * dim_pad;
 
@@ -61,8 +60,7 @@ struct MlpStage {
     for (int64_t m = 0; m < rows; ++m) {
       const int32_t request = tokens.request[row_of[m]];
       if (m == 0 || request != tokens.request[row_of[m - 1]]) {
-        memcpy(mean_chunk + requests * dim_pad, means + request * dim_pad,
-               dim_pad * sizeof(float));
+        memcpy(mean_chunk + requests * dim_pad, means + request * dim_pad, dim_pad * sizeof(float));
         ++requests;
       }
       memcpy(chunk + m * dim_pad, from + row_of[m] * dim_pad, dim_pad * sizeof(float));
@@ -73,14 +71,13 @@ struct MlpStage {
     int64_t slot = -1;
     for (int64_t m = 0; m < rows; ++m) {
       if (m == 0 || tokens.request[row_of[m]] != tokens.request[row_of[m - 1]]) ++slot;
-      memcpy(hidden + m * hidden_pad, mean_hidden + slot * hidden_pad,
-             hidden_pad * sizeof(float));
+      memcpy(hidden + m * hidden_pad, mean_hidden + slot * hidden_pad, hidden_pad * sizeof(float));
     }
     gemm_panels<W>(rows, view.dim, hidden_pad, chunk, dim_pad, token_half, hidden, hidden_pad,
                    widened);
     for (int64_t m = 0; m < rows; ++m)
-      layer_norm<Gelu<W>>(hidden + m * hidden_pad, view.hidden_dim, view.eps,
-                          vectors + hidden_pad, vectors + 2 * hidden_pad);
+      layer_norm<Gelu<W>>(hidden + m * hidden_pad, view.hidden_dim, view.eps, vectors + hidden_pad,
+                          vectors + 2 * hidden_pad);
     const float* bias = w.bias + role * dim_pad;
     for (int64_t m = 0; m < rows; ++m) {
       for (int64_t i = 0; i < dim_pad; i += kLane)

@@ -101,7 +101,8 @@ inline uint16_t float16_bits(float f) {
   if (f != f) return 0x7e00u;
   if (magnitude >= 65520.0f) return static_cast<uint16_t>(sign | 0x7c00u);
   if (magnitude < 0x1p-14f)  // zero and subnormals: a multiple of 2^-24
-    return static_cast<uint16_t>(sign | static_cast<uint32_t>(__builtin_rintf(magnitude * 0x1p24f)));
+    return static_cast<uint16_t>(sign |
+                                 static_cast<uint32_t>(__builtin_rintf(magnitude * 0x1p24f)));
   bits &= 0x7fffffffu;
   const uint32_t rounded = (bits + 0xfffu + (bits >> 13 & 1u)) >> 13;
   return static_cast<uint16_t>(sign | (rounded - (112u << 10)));

@@ -5,19 +5,18 @@
 //               x <- x + FFN(n),                            n = RMSNorm(x)
 //   states = RMSNorm(x)
 //
-// Stage 0 embeds and forms the queries, keys and values of the first layer; stage l does layer l from
-// its attention on and forms the queries, keys and values of the next, or the states. A row needs
-// other rows' keys and values only, so one barrier a layer is enough; keys are kept transposed, so
-// that scores are a product over contiguous columns. Within a stage rows pass in chunks whose hidden
-// activations fit the second-level cache.
+// Stage 0 embeds and forms the queries, keys and values of the first layer; stage l does layer l
+// from its attention on and forms the queries, keys and values of the next, or the states. A row
+// needs other rows' keys and values only, so one barrier a layer is enough; keys are kept
+// transposed, so that scores are a product over contiguous columns. Within a stage rows pass in
+// chunks whose hidden activations fit the second-level cache.
 
 namespace {
 
 // GELU as T5 v1.1 fits it: x / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
 inline Vec vec_gelu_tanh(Vec x) {
   const Vec cube = vec_mul(vec_mul(x, x), x);
-  const Vec u =
-      vec_mul(vec_set(0.7978845608028654f), vec_fma(vec_set(0.044715f), cube, x));
+  const Vec u = vec_mul(vec_set(0.7978845608028654f), vec_fma(vec_set(0.044715f), cube, x));
   const Vec e = vec_exp_nonpositive(vec_mul(vec_set(-2.0f), vec_abs(u)));
   const Vec share = vec_div(vec_set(1.0f), vec_add(vec_set(1.0f), e));
   return vec_mul(x, vec_select_nonnegative(u, share, vec_mul(e, share)));
@@ -45,8 +44,8 @@ inline void feed_forward_activation(Activation kind, float* hidden, const float*
   }
 }
 
-// row [n] <- exp(row - its largest), padding zero; returns the sum. A row that is not finite becomes
-// NaN throughout: vec_exp_nonpositive alone would hide it.
+// row [n] <- exp(row - its largest), padding zero; returns the sum. A row that is not finite
+// becomes NaN throughout: vec_exp_nonpositive alone would hide it.
 inline float exponentials(float* row, int64_t n) {
   const int64_t end = padded(n);
   for (int64_t i = n; i < end; ++i) row[i] = -kLargestFinite;

@@ -151,8 +151,8 @@ Tensor encode_t5(Tensor ids, Tensor mask, Tensors encoder, Ints sizes, double la
   const cpu::T5Panels view = t5_panels(s, encoder, layer_norm_eps, place);
   check_form(form);
   const cpu::Kernels& kernels = kernels_of(isa);
-  Tensor states = torch::stable::empty({tokens.batch, tokens.tokens, s.dim},
-                                       scalar_type_of(view.dtype));
+  Tensor states =
+      torch::stable::empty({tokens.batch, tokens.tokens, s.dim}, scalar_type_of(view.dtype));
   encode(T5Stages{kernels, view, states.data_ptr()}, tokens, s.vocab_size, s.dim, view.dtype);
   return states;
 }
@@ -167,8 +167,8 @@ Tensor encode_mlp(Tensor ids, Tensor mask, Tensors encoder, Ints sizes, double l
   const cpu::MlpPanels view = mlp_panels(s, encoder, layer_norm_eps, place);
   check_form(form);
   const cpu::Kernels& kernels = kernels_of(isa);
-  Tensor states = torch::stable::empty({tokens.batch, tokens.tokens, s.dim},
-                                       scalar_type_of(view.dtype));
+  Tensor states =
+      torch::stable::empty({tokens.batch, tokens.tokens, s.dim}, scalar_type_of(view.dtype));
   encode(MlpStages{kernels, view, states.data_ptr()}, tokens, s.vocab_size, s.dim, view.dtype);
   return states;
 }

@@ -12,9 +12,7 @@
 
 namespace sidmlp::torch_ops {
 
-inline int64_t num_threads() {
-  return std::max<int64_t>(1, torch::stable::get_num_threads());
-}
+inline int64_t num_threads() { return std::max<int64_t>(1, torch::stable::get_num_threads()); }
 
 // body(i, arena) for each i < count on torch's threads; the arena is the thread's own, and body
 // resets it. An exception of one of them is thrown here.

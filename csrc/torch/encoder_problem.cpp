@@ -56,8 +56,7 @@ void check_form(int64_t form) {
 }
 
 TokensView tokens_view(const Tensor& ids, const Tensor& mask, const Place& place) {
-  STD_TORCH_CHECK(ids.dim() == 2, "ids: expected [batch, tokens], got ",
-                  shape_text(shape_of(ids)));
+  STD_TORCH_CHECK(ids.dim() == 2, "ids: expected [batch, tokens], got ", shape_text(shape_of(ids)));
   const int64_t batch = ids.size(0), tokens = ids.size(1);
   STD_TORCH_CHECK(tokens <= kMaxWidth, "ids: expected at most ", kMaxWidth, " tokens, got ",
                   tokens);

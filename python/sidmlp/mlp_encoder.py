@@ -44,7 +44,7 @@ class MLPEncoderConfig:
 
 
 def roles_of(mask: Tensor, num_roles: int) -> Tensor:
-    """mask bool [B, T] -> the role of every token, int64 [B, T]; of masked ones it means nothing."""
+    """mask bool [B, T] -> the role of every token, int64 [B, T]; of masked ones, anything."""
     positions = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
     roles = (positions - 1) % num_roles  # Python's: -1 mod L is L - 1
     valid_after = mask.flip(1).cumsum(1).flip(1) - mask.long()
