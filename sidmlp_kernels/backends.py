@@ -16,6 +16,7 @@ import torch
 
 from .ops import library
 from .spec import EncoderSpec, StudentSpec, T5Spec, check_choice
+from .trie import host_library
 
 logger = logging.getLogger("sidmlp_kernels")
 
@@ -142,14 +143,28 @@ def _cpu_encoder_why_not(spec: EncoderSpec, dtype: torch.dtype) -> str:
     return library.load("cpu") or _above(limits)
 
 
-def _no_encoder(spec: EncoderSpec, dtype: torch.dtype) -> str:
+def _cuda_encoder_why_not(spec: EncoderSpec, dtype: torch.dtype) -> str:
+    if not isinstance(spec, T5Spec):
+        return "this backend fuses T5 encoders only"
+    reason = host_library().encode_t5_why_not(
+        half=dtype != torch.float32,
+        dim=spec.dim,
+        layers=spec.num_layers,
+        heads=spec.num_heads,
+        head_dim=spec.head_dim,
+        ffn_dim=spec.ffn_dim,
+    )
+    return library.load("cuda") or str(reason)
+
+
+def _triton_encoder_why_not(spec: EncoderSpec, dtype: torch.dtype) -> str:
     return "this backend has no fused encoder"
 
 
 # In the order of preference of "auto".
 BACKENDS = (
-    Backend("cuda", "cuda", torch.float32, _cuda_why_not, _no_encoder),
-    Backend("triton", "cuda", torch.float32, _triton_why_not, _no_encoder),
+    Backend("cuda", "cuda", torch.float32, _cuda_why_not, _cuda_encoder_why_not),
+    Backend("triton", "cuda", torch.float32, _triton_why_not, _triton_encoder_why_not),
     Backend("cpu", "cpu", torch.float32, _cpu_why_not, _cpu_encoder_why_not),
 )
 

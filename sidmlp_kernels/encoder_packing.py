@@ -1,9 +1,12 @@
 """Encoder weights -> the arrays that `encode_t5` and `encode_mlp` read.
 
+Matrices and embeddings are rounded once to the kernel's dtype; gains, biases and the position bias
+stay float32.
+
 On the CPU matrices are input-major ([in, out], out padded with zeros to a multiple of 16), stored
 as panels: the columns in groups of 64, the last one narrower, each group [in, width] contiguous
-(csrc/cpu/encoders.h). Matrices and embeddings are rounded once to the kernel's dtype; gains, biases
-and the position bias stay float32.
+(csrc/cpu/encoders.h). On CUDA they are as torch.nn.Linear holds them, and once more in tiles for
+the tensor cores (csrc/sidmlp/encoder_view.h).
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from .packing import LANE, pad_columns, round_once
 from .spec import FEED_FORWARDS, EncoderSpec, MLPEncoderSpec, T5Spec
 
 PANEL = 64
+TILE = 64  # rows and columns of a tile
+BIAS_TOKENS = 4096  # that a request on CUDA may have
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +34,12 @@ class PackedEncoder:
     operator  "encode_t5" or "encode_mlp"
     sizes     encode_t5: [layers, D, heads, head_dim, F, V, index in FEED_FORWARDS, M]
               encode_mlp: [layers, D, roles, H, V, max_length]
-    tensors   encode_t5: [embedding, position_bias, norms], then for each layer [query, key, value,
-              output, ffn_in, ffn_up, ffn_out], ffn_up empty where the feed-forward is not gated
+    tensors   encode_t5, CPU: [embedding, position_bias, norms], then for each layer [query, key,
+              value, output, ffn_in, ffn_up, ffn_out], ffn_up empty where there is no gate
+              encode_t5, CUDA: [embedding, position_bias, final_gain, tiles], then for each layer
+              [attention_gain, qkv, attention_out, ffn_gain, ffn_in, ffn_out]
               encode_mlp: [embedding, positions, norm], then for each layer [token, mean, vectors,
-              out, bias]; shapes in csrc/cpu/encoders.h
+              out, bias]; shapes in csrc/cpu/encoders.h and csrc/sidmlp/encoder_view.h
     """
 
     spec: EncoderSpec
@@ -52,21 +59,33 @@ class PackedEncoder:
 
 
 def pack_encoder(
-    encoder: T5Encoder | MLPEncoder, dtype: torch.dtype = torch.float32
+    encoder: T5Encoder | MLPEncoder,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "cpu",
 ) -> PackedEncoder:
-    """Packs `encoder` for the CPU's kernels that read `dtype` matrices.
+    """Packs `encoder` for the kernels of `backend` ("cpu" or "cuda") that read `dtype` matrices.
 
     dtype: torch.float32, bfloat16 or float16. Raises ValueError where a weight overflows in it.
     """
-    packer = _Packer({k: v.double() for k, v in encoder.state_dict().items()}, dtype)
+    packer = _Packer({k: v.double().cpu() for k, v in encoder.state_dict().items()}, dtype)
     if isinstance(encoder, MLPEncoder):
+        assert backend == "cpu", backend
         return _pack_mlp(encoder.spec, packer)
-    return _pack_t5(encoder.spec, packer)
+    return (_pack_t5_rows if backend == "cuda" else _pack_t5)(encoder.spec, packer)
 
 
 def to_panels(matrix: Tensor) -> Tensor:
     """`matrix` [in, out], out a multiple of 16, as panels of 64 columns one after another."""
     return torch.cat([part.flatten() for part in matrix.split(PANEL, dim=1)])
+
+
+def to_tiles(matrix: Tensor) -> Tensor:
+    """`matrix` [N, K], multiples of 64, as N / 64 by K / 64 tiles of 64 rows of 64 elements, one
+    after another; the eight 16-byte pieces of a row are permuted: p lies at p ^ (row % 8)."""
+    rows, columns = matrix.shape
+    pieces = matrix.reshape(rows // TILE, TILE, columns // TILE, 8, 8).transpose(1, 2)
+    row, place = torch.arange(TILE)[:, None], torch.arange(8)[None, :]
+    return pieces[:, :, row, place ^ (row % 8)].flatten()
 
 
 class _Packer:
@@ -111,6 +130,58 @@ def _position_bias(spec: T5Spec, table: Tensor) -> Tensor:
     return table[torch.cat([before, after])].T.float().contiguous()
 
 
+def _t5_sizes(spec: T5Spec, bias_tokens: int) -> tuple[int, ...]:
+    return (
+        spec.num_layers,
+        spec.dim,
+        spec.num_heads,
+        spec.head_dim,
+        spec.ffn_dim,
+        spec.vocab_size,
+        FEED_FORWARDS.index(spec.feed_forward),
+        bias_tokens,
+    )
+
+
+def _pack_t5_rows(spec: T5Spec, packer: _Packer) -> PackedEncoder:
+    w = packer.weights
+
+    def gain(name: str) -> Tensor:
+        return w[name].float().contiguous()
+
+    def matrix(*names: str) -> Tensor:
+        return torch.cat([packer.rounded(name, w[name]) for name in names])
+
+    first = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    bias = _position_bias(spec, w[first])
+    reach = (bias.shape[1] - 1) // 2
+    offsets = torch.arange(1 - BIAS_TOKENS, BIAS_TOKENS).clamp(-reach, reach)
+    layers: list[Tensor] = []
+    matrices: list[Tensor] = []
+    for i in range(spec.num_layers):
+        attention, dense = f"block.{i}.layer.0", f"block.{i}.layer.1"
+        gated = spec.feed_forward.startswith("gated-")
+        inputs = ("wi_0", "wi_1") if gated else ("wi",)
+        qkv = matrix(*(f"{attention}.SelfAttention.{name}.weight" for name in "qkv"))
+        output = matrix(f"{attention}.SelfAttention.o.weight")
+        ffn_in = matrix(*(f"{dense}.DenseReluDense.{name}.weight" for name in inputs))
+        ffn_out = matrix(f"{dense}.DenseReluDense.wo.weight")
+        matrices += [qkv, output, ffn_in, ffn_out]
+        layers += [gain(f"{attention}.layer_norm.weight"), qkv, output]
+        layers += [gain(f"{dense}.layer_norm.weight"), ffn_in, ffn_out]
+    fits = all(n % TILE == 0 for m in matrices for n in m.shape)
+    tiles = torch.cat([to_tiles(m) for m in matrices]) if fits else matrices[0].new_empty(0)
+    tensors = (
+        matrix("embed_tokens.weight"),
+        bias[:, offsets + reach].contiguous(),
+        gain("final_layer_norm.weight"),
+        tiles,
+        *layers,
+    )
+    sizes = _t5_sizes(spec, BIAS_TOKENS)
+    return PackedEncoder(spec, "encode_t5", packer.dtype, sizes, tensors)
+
+
 def _pack_t5(spec: T5Spec, packer: _Packer) -> PackedEncoder:
     heads, head_dim, dim = spec.num_heads, spec.head_dim, spec.dim
     head_pad = head_dim + -head_dim % LANE
@@ -137,16 +208,7 @@ def _pack_t5(spec: T5Spec, packer: _Packer) -> PackedEncoder:
         else:
             tensors += [packer.linear(f"{at}wi.weight"), torch.empty(0, dtype=packer.dtype)]
         tensors.append(packer.linear(f"{at}wo.weight"))
-    sizes = (
-        spec.num_layers,
-        dim,
-        heads,
-        head_dim,
-        spec.ffn_dim,
-        spec.vocab_size,
-        FEED_FORWARDS.index(spec.feed_forward),
-        (bias.shape[1] + 1) // 2,
-    )
+    sizes = _t5_sizes(spec, (bias.shape[1] + 1) // 2)
     return PackedEncoder(spec, "encode_t5", packer.dtype, sizes, tuple(tensors))
 
 

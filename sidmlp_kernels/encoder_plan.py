@@ -96,7 +96,7 @@ def plan_encoder(
         )
     if not missing and form != "torch":
         assert isinstance(encoder, (T5Encoder, MLPEncoder))
-        packed = pack_encoder(encoder, dtype).to(device)
+        packed = pack_encoder(encoder, dtype, backend).to(device)
         return EncoderPlan(backend, form, packed, None, "")
     reason = f"plain PyTorch ({missing or 'as asked for'})"
     moves = (device, dtype) != (torch.device("cpu"), torch.float32)

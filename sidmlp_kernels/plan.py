@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sidmlp_kernels.encoder_plan import EncoderPlan
     from sidmlp_kernels.ops.triton.bound import BoundPlan
 
-ISAS = ("auto", "plain", "avx2", "avx512")
+ISAS = ("auto", "plain", "avx2", "avx512", "avx512bf16")
 
 # A level is dense where a node continues with more than this share of all codes: a dense tile reads
 # each weight row once for several beams, a sparse one computes fewer logits. Tensor cores make
@@ -204,7 +204,7 @@ def make_plan(
     """Chooses how each level is computed, from the model's and the catalogue's own numbers.
 
     The caller has checked its arguments (`Recommender` does). isa: "auto", or the CPU instruction
-    set to force: "plain", "avx2", "avx512" (the operator raises RuntimeError where it is missing).
+    set to force: "plain", "avx2", "avx512", "avx512bf16" (the operator raises RuntimeError where it is missing).
     encoder: what makes the states, for `print`.
     """
     levels = []

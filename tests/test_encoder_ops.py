@@ -186,7 +186,7 @@ def test_a_call_that_does_not_fit(
     assert "expected" in message, message
 
 
-@pytest.mark.parametrize("isa", [-1, 4])
+@pytest.mark.parametrize("isa", [-1, 5])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_instruction_set(name: str, isa: int) -> None:
     given = legal(name, "cpu", "cpu")

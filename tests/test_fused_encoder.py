@@ -19,10 +19,11 @@ from encoders import (
     requests,
     yardstick,
 )
-from parity import DTYPES, ISAS, require_isa
+from parity import DTYPES, require_isa
 from torch import Tensor
 
 from sidmlp_kernels import MLPEncoderSpec, T5Spec
+from sidmlp_kernels.plan import ISAS
 from sidmlp_kernels.testing import rounding_floor
 
 PUBLISHED = T5Spec(4, 128, 6, 64, 1024, 1030)
@@ -222,7 +223,7 @@ def test_threads_of_the_cpu_change_no_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", ISAS[1:])
 @pytest.mark.parametrize("name", SPECS)
 def test_each_instruction_set_of_the_cpu(name: str, isa: str, dtype: str) -> None:
     require_isa(isa)
@@ -230,7 +231,7 @@ def test_each_instruction_set_of_the_cpu(name: str, isa: str, dtype: str) -> Non
     ids, mask = requests(spec, 4, 37)
     packed = fused_plan(spec, "cpu", "cpu", DTYPES[dtype]).packed
     assert packed is not None
-    got = call(packed.operator, "cpu", arguments(packed, ids, mask, isa=1 + ISAS.index(isa)))
+    got = call(packed.operator, "cpu", arguments(packed, ids, mask, isa=ISAS.index(isa)))
     if dtype == "fp16" and isinstance(spec, T5Spec):
         exact = judge(spec, ids, mask)
         rough = (yardstick(spec, ids, mask, torch.bfloat16).double() - exact).abs().max().item()

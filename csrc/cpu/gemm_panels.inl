@@ -8,6 +8,7 @@ namespace {
 
 // Below this many rows a half-precision weight is widened where it is used.
 constexpr int64_t kWidenRows = 12;
+constexpr int64_t kPairs = kInnerBlock / 2;
 
 inline void gemm_block(int64_t rows, int64_t inner, int64_t columns, const float* x,
                        int64_t x_stride, const float* w, int64_t w_stride, float* y,
@@ -24,10 +25,94 @@ inline void gemm_block(int64_t rows, int64_t inner, int64_t columns, const float
     gemm_columns<Float32, 1>(rows, inner, x, x_stride, w + n, w_stride, y + n, y_stride);
 }
 
-// y [rows, columns] += x [rows, inner] w; `widened` has room for 64 x 64 floats.
+#if defined(__AVX512BF16__)
+
+// Where the processor multiplies pairs of bfloat16, products of bfloat16 weights round x to
+// bfloat16 and accumulate in fp32, 32 pairs at a time, in the order above. At most kChunkRows rows.
+template <class W, int kRows, int kVectors>
+inline void dot_tile_bfloat16(int64_t pairs, const uint32_t* x, const uint32_t* w, int64_t w_stride,
+                              float* y, int64_t y_stride) {
+  Vec acc[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = vec_set(0.0f);
+  }
+  for (int64_t k = 0; k < pairs; ++k) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v)
+        acc[r][v] = vec_dot_bfloat16(x[r * kPairs + k], w + k * w_stride + v * kLane, acc[r][v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = y + r * y_stride + v * kLane;
+      vec_store(at, vec_add(vec_load(at), acc[r][v]));
+    }
+  }
+}
+
+template <class W, int kVectors>
+inline void dot_columns_bfloat16(int64_t rows, int64_t pairs, const uint32_t* x, const uint32_t* w,
+                                 int64_t w_stride, float* y, int64_t y_stride) {
+  int64_t m = 0;
+  for (; m + 6 <= rows; m += 6)
+    dot_tile_bfloat16<W, 6, kVectors>(pairs, x + m * kPairs, w, w_stride, y + m * y_stride,
+                                      y_stride);
+  for (; m + 2 <= rows; m += 2)
+    dot_tile_bfloat16<W, 2, kVectors>(pairs, x + m * kPairs, w, w_stride, y + m * y_stride,
+                                      y_stride);
+  if (m < rows)
+    dot_tile_bfloat16<W, 1, kVectors>(pairs, x + m * kPairs, w, w_stride, y + m * y_stride,
+                                      y_stride);
+}
+
+template <class W>
+void gemm_panels_bfloat16(int64_t rows, int64_t inner, int64_t columns, const float* x,
+                          int64_t x_stride, const uint16_t* w, float* y, int64_t y_stride,
+                          float* scratch) {
+  auto* weights = reinterpret_cast<uint32_t*>(scratch);  // [kPairs, width]
+  auto* inputs = weights + kPairs * kPanel;              // [rows, kPairs]
+  static_assert(kPairs * (kPanel + kChunkRows) <= kPanel * kInnerBlock);
+  const uint16_t zeros[kLane] = {};
+  for (int64_t k = 0; k < inner; k += kInnerBlock) {
+    const int64_t depth = inner - k < kInnerBlock ? inner - k : kInnerBlock;
+    const int64_t pairs = (depth + 1) / 2;
+    for (int64_t m = 0; m < rows; ++m) {
+      uint16_t half[kInnerBlock];
+      for (int64_t i = 0; i < depth; i += kLane)
+        vec_store_bfloat16(half + i, vec_load(x + m * x_stride + k + i));
+      if (depth % 2 != 0) half[depth] = 0;
+      memcpy(inputs + m * kPairs, half, pairs * sizeof(uint32_t));
+    }
+    for (int64_t n = 0; n < columns; n += kPanel) {
+      const int64_t width = columns - n < kPanel ? columns - n : kPanel;
+      const uint16_t* panel = w + n * inner + k * width;
+      for (int64_t p = 0; p < pairs; ++p) {
+        for (int64_t i = 0; i < width; i += kLane) {
+          const uint16_t* first = panel + 2 * p * width + i;
+          const uint16_t* second = 2 * p + 1 < depth ? first + width : zeros;
+          vec_pair_bfloat16(first, second, weights + p * width + i);
+        }
+      }
+      int64_t v = 0;
+      for (; v + 4 * kLane <= width; v += 4 * kLane)
+        dot_columns_bfloat16<W, 4>(rows, pairs, inputs, weights + v, width, y + n + v, y_stride);
+      for (; v < width; v += kLane)
+        dot_columns_bfloat16<W, 1>(rows, pairs, inputs, weights + v, width, y + n + v, y_stride);
+    }
+  }
+}
+
+#endif
+
+// y [rows, columns] += x [rows, inner] w; `widened` has room for 64 x 64 floats. Rows of x are
+// padded with zeros to a multiple of 16.
 template <class W>
 void gemm_panels(int64_t rows, int64_t inner, int64_t columns, const float* x, int64_t x_stride,
                  const typename W::Storage* w, float* y, int64_t y_stride, float* widened) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<W, BFloat16>)
+    return gemm_panels_bfloat16<W>(rows, inner, columns, x, x_stride, w, y, y_stride, widened);
+#endif
   for (int64_t n = 0; n < columns; n += kPanel) {
     const int64_t width = columns - n < kPanel ? columns - n : kPanel;
     const typename W::Storage* panel = w + n * inner;

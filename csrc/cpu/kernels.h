@@ -11,7 +11,8 @@
 
 namespace sidmlp::cpu {
 
-enum class Isa : int32_t { kAuto = 0, kPlain = 1, kAvx2 = 2, kAvx512 = 3 };
+// kAvx512Bf16 differs from kAvx512 where encoders multiply bfloat16 weights (gemm_panels.inl).
+enum class Isa : int32_t { kAuto = 0, kPlain = 1, kAvx2 = 2, kAvx512 = 3, kAvx512Bf16 = 4 };
 
 constexpr int kMaxBlock =
     16;  // requests that one call of a kernel takes: they share each weight that is read

@@ -1,6 +1,7 @@
 // The CPU kernels compiled for one instruction set: avx512.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/kernels_isa.h"
 #include "cpu/selection.h"

@@ -78,5 +78,22 @@ inline void vec_store_float16(uint16_t* p, Vec a) {
                       _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+#if defined(__AVX512BF16__)
+// acc + x[0] w[0] + x[1] w[1], lane by lane: `x` is one pair for all lanes, `w` has one for each.
+inline Vec vec_dot_bfloat16(uint32_t x, const uint32_t* w, Vec acc) {
+  const __m512i pairs = _mm512_loadu_si512(w);
+  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(x)),
+                           reinterpret_cast<__m512bh>(pairs))};
+}
+// 16 pairs (first[i], second[i]).
+inline void vec_pair_bfloat16(const uint16_t* first, const uint16_t* second, uint32_t* pairs) {
+  const __m512i low =
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)));
+  const __m512i high =
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)));
+  _mm512_storeu_si512(pairs, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+#endif
+
 }  // namespace
 }  // namespace sidmlp::cpu::avx512

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cuda/sm90/cuts.h"
+#include "cuda/sm90/encoder/sizes.h"
 #include "trie_builder.h"
 
 // The build passes both; a hand-made library says that it is one.
@@ -192,6 +193,13 @@ std::string tensor_cores_why_not(bool half, int dim, int hidden_dim, int blocks_
   return reason == nullptr ? "" : reason;
 }
 
+std::string encode_t5_why_not(bool half, int dim, int layers, int heads, int head_dim,
+                              int ffn_dim) {
+  const char* reason =
+      cuda::sm90::why_not(cuda::sm90::EncodeSizes{half, dim, layers, heads, head_dim, ffn_dim});
+  return reason == nullptr ? "" : reason;
+}
+
 }  // namespace
 }  // namespace sidmlp
 
@@ -219,4 +227,7 @@ Raises ValueError for a code out of range, an empty or too large catalogue, a wr
         py::arg("hidden_dim"), py::arg("blocks_per_head"), py::arg("most_codes"),
         py::arg("num_beams"),
         "Why the CUDA backend takes its plain kernel for these sizes, or ''.");
+  m.def("encode_t5_why_not", &sidmlp::encode_t5_why_not, py::arg("half"), py::arg("dim"),
+        py::arg("layers"), py::arg("heads"), py::arg("head_dim"), py::arg("ffn_dim"),
+        "Why the CUDA backend has no kernel for a T5 encoder of these sizes, or ''.");
 }

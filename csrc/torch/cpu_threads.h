@@ -34,8 +34,9 @@ void for_each_item(int64_t count, const Body& body) {
 }
 
 inline const cpu::Kernels& kernels_of(int64_t isa) {
-  STD_TORCH_CHECK(isa >= 0 && isa <= 3,
-                  "isa: expected 0 (auto), 1 (plain), 2 (avx2) or 3 (avx512), got ", isa);
+  STD_TORCH_CHECK(isa >= 0 && isa <= 4,
+                  "isa: expected 0 (auto), 1 (plain), 2 (avx2), 3 (avx512) or 4 (avx512bf16), got ",
+                  isa);
   return cpu::select_kernels(static_cast<cpu::Isa>(isa));
 }
 

@@ -68,6 +68,51 @@ TokensView tokens_view(const Tensor& ids, const Tensor& mask, const Place& place
   return view;
 }
 
+T5View t5_view(const T5Sizes& s, const std::vector<Tensor>& tensors, double layer_norm_eps,
+               const Place& place) {
+  constexpr int kPerLayer = 6;
+  check_count(tensors, 4 + static_cast<size_t>(kPerLayer * s.num_layers));
+  const int64_t dim = s.dim, width = static_cast<int64_t>(s.num_heads) * s.head_dim;
+  const int64_t ffn = s.ffn_dim, ffn_in = is_gated(s.activation) ? 2 * ffn : ffn;
+  T5View view{};
+  view.dtype = weight_dtype(tensors[0], "encoder.embedding");
+  const ScalarType weight = scalar_type_of(view.dtype);
+  view.vocab_size = s.vocab_size, view.dim = s.dim, view.num_layers = s.num_layers;
+  view.num_heads = s.num_heads, view.head_dim = s.head_dim, view.ffn_dim = s.ffn_dim;
+  view.activation = s.activation, view.bias_tokens = s.bias_tokens;
+  view.layer_norm_eps = checked_eps(layer_norm_eps);
+  view.embedding =
+      check_tensor(tensors[0], "encoder.embedding", weight, {s.vocab_size, dim}, place);
+  view.position_bias =
+      check_as<float>(tensors[1], "encoder.position_bias", ScalarType::Float,
+                      {s.num_heads, 2 * static_cast<int64_t>(s.bias_tokens) - 1}, place);
+  view.final_gain =
+      check_as<float>(tensors[2], "encoder.final_gain", ScalarType::Float, {dim}, place);
+  const int64_t per_layer = 4 * width * dim + (ffn_in + ffn) * dim;
+  const bool tiled = tensors[3].numel() > 0;
+  const void* tiles = check_tensor(tensors[3], "encoder.tiles", weight,
+                                   {tiled ? s.num_layers * per_layer : 0}, place);
+  view.tiles = tiled ? tiles : nullptr;
+  for (int l = 0; l < s.num_layers; ++l) {
+    const Tensor* t = &tensors[4 + kPerLayer * l];
+    const std::string at = "encoder." + std::to_string(l) + ".";
+    auto gain = [&](int i, const char* name) {
+      return check_as<float>(t[i], at + name, ScalarType::Float, {dim}, place);
+    };
+    auto matrix = [&](int i, const char* name, int64_t rows, int64_t columns) {
+      return check_tensor(t[i], at + name, weight, {rows, columns}, place);
+    };
+    T5LayerView& layer = view.layers[l];
+    layer.attention_gain = gain(0, "attention_gain");
+    layer.qkv = matrix(1, "qkv", 3 * width, dim);
+    layer.attention_out = matrix(2, "attention_out", dim, width);
+    layer.ffn_gain = gain(3, "ffn_gain");
+    layer.ffn_in = matrix(4, "ffn_in", ffn_in, dim);
+    layer.ffn_out = matrix(5, "ffn_out", dim, ffn);
+  }
+  return view;
+}
+
 cpu::T5Panels t5_panels(const T5Sizes& s, const std::vector<Tensor>& tensors, double layer_norm_eps,
                         const Place& place) {
   constexpr int kPerLayer = 7;

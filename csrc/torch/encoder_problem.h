@@ -28,6 +28,11 @@ struct MlpSizes {
 // `form`: blocks that share a request, 1, 2, 4 or 8; 0 by batch. The CPU has one form.
 void check_form(int64_t form);
 TokensView tokens_view(const Tensor& ids, const Tensor& mask, const Place&);
+// The layout of sidmlp/encoder_view.h: [embedding, position_bias, final_gain, tiles], then for each
+// layer [attention_gain, qkv, attention_out, ffn_gain, ffn_in, ffn_out].
+T5View t5_view(const T5Sizes&, const std::vector<Tensor>& encoder, double layer_norm_eps,
+               const Place&);
+// The layouts of cpu/encoders.h.
 cpu::T5Panels t5_panels(const T5Sizes&, const std::vector<Tensor>& encoder, double layer_norm_eps,
                         const Place&);
 cpu::MlpPanels mlp_panels(const MlpSizes&, const std::vector<Tensor>& encoder,
