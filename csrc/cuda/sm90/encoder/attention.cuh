@@ -33,6 +33,8 @@ struct QueryTile {
     const uint32_t low = rows.row(kTileRows * tile + g), high = low + 8 * rows.bytes;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) query[i][e / 4][e % 4] = 0;
       if (has(32 * i, 32)) {
         const uint4 a = ptx::load_piece(low + pieces.at(column + 32 * i));
         const uint4 b = ptx::load_piece(high + pieces.at(column + 32 * i));

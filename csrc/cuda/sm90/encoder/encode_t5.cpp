@@ -37,7 +37,7 @@ EncodeShape lay_out(const EncodeT5Problem& problem, int cluster, int tiles, int 
   const int rows = kTileRows * tiles, tokens = problem.tokens.tokens;
   const bool may_be_long = tokens > rows;
   const int key_rows = may_be_long ? std::max(rows, kKeyBlock) : rows;
-  s.x_bytes = 4 * m.dim + 32;  // eight rows of eight bytes lie in different banks
+  s.x_bytes = 4 * m.dim + 16;  // every other row of four lies in other banks
   s.normed_bytes = half_row(m.dim);
   s.mixed_bytes = half_row(s.own_heads * m.head_dim);
   s.head_bytes = half_row(heads_at_once * round_up(m.head_dim, 32));

@@ -21,6 +21,11 @@
 
 namespace sidmlp::cuda::sm90 {
 
+template <class T, int kCount>
+constexpr __device__ __forceinline__ int count_of(const T (&)[kCount]) {
+  return kCount;
+}
+
 enum class RowSource { kEmbedding, kWorkspace, kSums };
 enum class RowTarget { kNormed, kStates, kWorkspace };
 
@@ -68,8 +73,9 @@ struct Encoder {
   // The rows of this block among 16 * tiles: from `source`, then normed or as they are -> target.
   // kLanes threads a row. Rows without a token become zeros: nothing in them may meet a product.
   template <int kLanes>
-  __device__ __noinline__ static void finish(RowSource source, RowTarget target, const float* gain,
-                                             const Group& group, int tiles, int first_row) {
+  __device__ __forceinline__ static void finish(RowSource source, RowTarget target,
+                                                const float* gain, const Group& group, int tiles,
+                                                int first_row) {
     constexpr int kParts = 512 / (4 * kLanes);
     const int dim = model().dim, tid = static_cast<int>(threadIdx.x), part = tid % kLanes;
     const int own_rows =
@@ -169,7 +175,7 @@ struct Encoder {
   }
 
   __device__ __forceinline__ static void rows(RowSource source, RowTarget target, const float* gain,
-                                              const Group& group, int tiles, int first_row = 0) {
+                                              const Group& group, int tiles, int first_row) {
     barrier();  // sums are complete, and nobody reads the last normed rows
     if (block().shape.cluster == 1) {
       finish<8>(source, target, gain, group, tiles, first_row);
@@ -181,125 +187,94 @@ struct Encoder {
 
   // ---- products ----
 
-  // Queries, keys and values (parts 0 .. 2, from `part` on) of some block().heads -> shared
-  // block_memory(); or with `saved`, keys and values -> block().workspace, from that row on.
-  __device__ __noinline__ static void project(const T5LayerView& layer, int head, int count,
-                                              int part, int parts, int tiles, W* saved,
-                                              int saved_rows) {
-    const int width = model().num_heads * head_dim(), per_head = head_dim() / 8;
-    const int per_part = count * per_head, lane = lane_index(), g = lane / 4, t = lane % 4;
-    const int slot = head_slot();
-    product<W, false>(
-        rows_at(block().shape.normed, block().shape.normed_bytes), tiles, model().dim,
-        static_cast<const W*>(layer.qkv), model().dim, parts * per_part,
-        [&](int c) {
-          return (part + c / per_part) * width + (block().first_head + head) * head_dim() +
-                 8 * (c % per_part);
-        },
-        [&](int m, int begin, const auto& sum) {
+  // Queries, keys and values (parts 0 .. 2, from `part` on) of some heads -> shared memory.
+  __device__ __forceinline__ static void project(const T5LayerView& layer, int head, int count,
+                                                 int part, int parts, int tiles) {
+    const int width = model().num_heads * head_dim(), per_head = head_dim() / 16;
+    const int per_part = count * per_head, slot = head_slot();
+    const Rows query = rows_at(block().shape.query, block().shape.head_bytes);
+    const Rows key = rows_at(block().shape.key, block().shape.head_bytes);
+    const Rows value = rows_at(block().shape.value, block().shape.head_bytes);
+    const auto row_of = [&](int c) {
+      return (part + c / per_part) * width + (block().first_head + head) * head_dim() +
+             16 * (c % per_part);
+    };
+    const auto store = [&](int first, int begin, const auto& sum) {
 #pragma unroll
-          for (int i = 0; i < static_cast<int>(sizeof(sum) / sizeof(sum[0])); ++i) {
-            const int c = begin + i;
-            if (c >= parts * per_part) break;
-            const int of = part + c / per_part, within = c % per_part;
-            const int h = within / per_head, column = within % per_head * 8 + 2 * t;
+      for (int i = 0; i < count_of(sum); ++i) {
+        const int c = begin + i;
+        if (c >= parts * per_part) break;
+        const int of = part + c / per_part, within = c % per_part;
+        const Rows& to = of == 0 ? query : of == 1 ? key : value;
+        const int column = within / per_head * slot + within % per_head * 16;
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              const int row = kTileRows * m + g + 8 * r;
-              const uint32_t word = narrow_two<W>(sum[i][2 * r], sum[i][2 * r + 1]);
-              if (saved != nullptr) {
-                W* to = saved +
-                        (static_cast<int64_t>(head + h) * saved_rows + row) * 2 * head_dim() +
-                        (of - 1) * head_dim() + column;
-                *reinterpret_cast<uint32_t*>(to) = word;
-              } else {
-                const int offset = of == 0   ? block().shape.query
-                                   : of == 1 ? block().shape.key
-                                             : block().shape.value;
-                ptx::store_word(
-                    rows_at(offset, block().shape.head_bytes).at(row, h * slot + column), word);
-              }
-            }
-          }
-        });
+        for (int n = 0; n < count_of(sum[0]); n += 2)
+          store_block<W>(to, kTileRows * first + 8 * n, column,
+                         [&](int half, int j) { return sum[i][n + half][j]; });
+      }
+    };
+    const Rows normed = rows_at(block().shape.normed, block().shape.normed_bytes);
+    const W* weight = static_cast<const W*>(layer.qkv);
+    product<W, 2>(normed, tiles, model().dim, weight, model().dim, parts * per_part, row_of, store);
   }
 
   // a [16 * tiles, inner] times w [D, ..]^T -> into the residual of one block, or the partial sums
   // of a cluster: added to those there, or instead of them.
-  __device__ __noinline__ static void product_into_sums(const Rows& a, int inner, const W* weight,
-                                                        int stride, int tiles, bool add) {
-    const int lane = lane_index(), g = lane / 4, t = lane % 4, columns = model().dim / 8;
+  __device__ __forceinline__ static void product_into_sums(const Rows& a, int inner,
+                                                           const W* weight, int stride, int tiles,
+                                                           bool add) {
+    const int lane = lane_index(), g = lane / 4, t = lane % 4, columns = model().dim / 16;
     const bool keep = add || block().shape.cluster == 1;
-    char* to =
-        block_memory() + (block().shape.cluster == 1 ? block().shape.x : block().shape.partial);
-    product<W, false>(
-        a, tiles, inner, weight, stride, columns, [](int c) { return 8 * c; },
-        [&](int m, int begin, const auto& sum) {
+    const int x_bytes = block().shape.x_bytes;
+    char* to = block_memory() +
+               (block().shape.cluster == 1 ? block().shape.x : block().shape.partial) +
+               2 * t * x_bytes + 4 * g;
+    product<W, 2>(
+        a, tiles, inner, weight, stride, columns, [](int c) { return 16 * c; },
+        [&](int first, int begin, const auto& sum) {
 #pragma unroll
-          for (int i = 0; i < static_cast<int>(sizeof(sum) / sizeof(sum[0])); ++i) {
+          for (int i = 0; i < count_of(sum); ++i) {
             if (begin + i >= columns) break;
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              auto* place = reinterpret_cast<float2*>(
-                  to + (kTileRows * m + g + 8 * r) * block().shape.x_bytes + 32 * (begin + i) +
-                  8 * t);
-              float2 value{sum[i][2 * r], sum[i][2 * r + 1]};
-              if (keep) {
-                const float2 old = *place;
-                value = {old.x + value.x, old.y + value.y};
+            for (int n = 0; n < count_of(sum[0]); ++n) {
+#pragma unroll
+              for (int j = 0; j < 4; ++j) {
+                auto* place =
+                    reinterpret_cast<float*>(to + (kTileRows * first + 8 * n + j % 2) * x_bytes +
+                                             64 * (begin + i) + j / 2 * 32);
+                *place = keep ? *place + sum[i][n][j] : sum[i][n][j];
               }
-              *place = value;
             }
           }
         });
   }
 
   template <bool kGated>
-  __device__ __noinline__ static void hidden(const T5LayerView& layer, int first, int count,
-                                             int tiles) {
-    const int lane = lane_index(), g = lane / 4, t = lane % 4,
-              columns = (kGated ? 2 : 1) * count / 8;
+  __device__ __forceinline__ static void hidden(const T5LayerView& layer, int first_column,
+                                                int count, int tiles) {
+    const int columns = (kGated ? 2 : 1) * count / 16, ffn = model().ffn_dim;
     const Rows to = rows_at(block().shape.hidden, block().shape.hidden_bytes);
     const Activation activation = model().activation;
-    product<W, kGated>(
+    product<W, 2>(
         rows_at(block().shape.normed, block().shape.normed_bytes), tiles, model().dim,
         static_cast<const W*>(layer.ffn_in), model().dim, columns,
         [&](int c) {
-          return kGated ? c % 2 * model().ffn_dim + first + 8 * (c / 2) : first + 8 * c;
+          return kGated ? c % 2 * ffn + first_column + 16 * (c / 2) : first_column + 16 * c;
         },
-        [&](int m, int begin, const auto& sum) {
-          constexpr int kN = static_cast<int>(sizeof(sum) / sizeof(sum[0])), kStep = kGated ? 2 : 1;
+        [&](int first, int begin, const auto& sum) {
+          constexpr int kStep = kGated ? 2 : 1;
 #pragma unroll
-          for (int i = 0; i + kStep <= kN; i += kStep) {
+          for (int i = 0; i < count_of(sum); i += kStep) {
             if (begin + i >= columns) break;
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              float low = activate<W>(activation, sum[i][2 * r]);
-              float high = activate<W>(activation, sum[i][2 * r + 1]);
-              if constexpr (kGated) low *= sum[i + 1][2 * r], high *= sum[i + 1][2 * r + 1];
-              ptx::store_word(to.at(kTileRows * m + g + 8 * r, (begin + i) / kStep * 8 + 2 * t),
-                              narrow_two<W>(low, high));
-            }
+            for (int n = 0; n < count_of(sum[0]); n += 2)
+              store_block<W>(to, kTileRows * first + 8 * n, (begin + i) / kStep * 16,
+                             [&](int half, int j) {
+                               const float x = activate<W>(activation, sum[i][n + half][j]);
+                               return kGated ? x * sum[i + kStep - 1][n + half][j] : x;
+                             });
           }
         });
-  }
-
-  __device__ __forceinline__ static void feed_forward(const T5LayerView& layer, int tiles) {
-    int done = 0;
-    do {  // a block without columns has sums of 0
-      const int count = min(block().shape.ffn_chunk, block().hiddens - done);
-      if (is_gated(model().activation)) {
-        hidden<true>(layer, block().first_hidden + done, count, tiles);
-      } else {
-        hidden<false>(layer, block().first_hidden + done, count, tiles);
-      }
-      __syncthreads();
-      product_into_sums(rows_at(block().shape.hidden, block().shape.hidden_bytes), count,
-                        static_cast<const W*>(layer.ffn_out) + block().first_hidden + done,
-                        model().ffn_dim, tiles, done > 0);
-      done += count;
-      if (done < block().hiddens) __syncthreads();
-    } while (done < block().hiddens);
   }
 
   // ---- attention ----
@@ -323,7 +298,7 @@ struct Encoder {
            static_cast<uint32_t>(4 * at * block().shape.bias_stride);
   }
 
-  __device__ __noinline__ static void attend(int head, int count, int tiles) {
+  __device__ __forceinline__ static void attend(int head, int count, int tiles) {
     const Rows query = rows_at(block().shape.query, block().shape.head_bytes);
     const Rows key = rows_at(block().shape.key, block().shape.head_bytes);
     const Rows value = rows_at(block().shape.value, block().shape.head_bytes);
@@ -331,7 +306,7 @@ struct Encoder {
     for (int unit = warp_index(); unit < count * tiles; unit += kWarps) {
       const int h = unit / tiles, tile = unit % tiles;
       const int first = block().state.tile_first[tile], tokens = block().state.tile_count[tile];
-      QueryTile<W, kHead, kExact> q;
+      QueryTile<W, kHead, kExact> q{};
       q.begin(query, tile, h * slot, head_dim(), block().state.position,
               block().problem.tokens.tokens);
       for (int k = 0; k < tokens; k += kKeyBlock)
@@ -339,6 +314,22 @@ struct Encoder {
                     ptx::shared_address(block().state.position), bias_of(head, h));
       q.store(rows_at(block().shape.mixed, block().shape.mixed_bytes), tile,
               (head + h) * head_dim());
+    }
+  }
+
+  // Keys and values of a tile of a long request -> workspace [head][row][2][head_dim].
+  __device__ __forceinline__ static void save_keys(int head, int count, int rows, W* saved,
+                                                   int first, int all_rows) {
+    const Rows key = rows_at(block().shape.key, block().shape.head_bytes);
+    const Rows value = rows_at(block().shape.value, block().shape.head_bytes);
+    const int pieces = head_dim() / 8, slot = head_slot();
+    for (int i = static_cast<int>(threadIdx.x); i < count * rows * 2 * pieces; i += kThreads) {
+      const int piece = i % (2 * pieces), row = i / (2 * pieces) % rows,
+                of = i / (2 * pieces) / rows;
+      const Rows& from = piece < pieces ? key : value;
+      *reinterpret_cast<uint4*>(
+          saved + (static_cast<int64_t>(head + of) * all_rows + first + row) * 2 * head_dim() +
+          8 * piece) = ptx::load_piece(from.at(row, of * slot + piece % pieces * 8));
     }
   }
 
@@ -353,7 +344,7 @@ struct Encoder {
     for (int begin = 0; begin < count * tiles; begin += kWarps) {
       const int unit = begin + warp_index(), h = unit / tiles, tile = unit % tiles;
       const bool active = unit < count * tiles;
-      QueryTile<W, kHead, kExact> q;
+      QueryTile<W, kHead, kExact> q{};
       if (active)
         q.begin(query, tile, h * slot, head_dim(), block().state.position,
                 block().problem.tokens.tokens);
@@ -383,37 +374,7 @@ struct Encoder {
     }
   }
 
-  __device__ __forceinline__ static void mix_into_sums(const T5LayerView& layer, int tiles) {
-    __syncthreads();
-    product_into_sums(rows_at(block().shape.mixed, block().shape.mixed_bytes),
-                      block().heads * head_dim(),
-                      static_cast<const W*>(layer.attention_out) + block().first_head * head_dim(),
-                      model().num_heads * head_dim(), tiles, false);
-  }
-
   // ---- requests ----
-
-  __device__ __forceinline__ static void encode_short(const Group& group) {
-    const int tiles = group.tiles, layers = model().num_layers;
-    rows(RowSource::kEmbedding, RowTarget::kNormed, model().layers[0].attention_gain, group, tiles);
-    for (int l = 0; l < layers; ++l) {
-      const T5LayerView& layer = model().layers[l];
-      for (int head = 0; head < block().heads; head += block().shape.heads_at_once) {
-        const int count = min(block().shape.heads_at_once, block().heads - head);
-        if (head > 0) __syncthreads();
-        if (block().shape.bias_heads != block().shape.own_heads) load_bias(head, count);
-        project(layer, head, count, 0, 3, tiles, nullptr, 0);
-        __syncthreads();
-        attend(head, count, tiles);
-      }
-      mix_into_sums(layer, tiles);
-      rows(RowSource::kSums, RowTarget::kNormed, layer.ffn_gain, group, tiles);
-      feed_forward(layer, tiles);
-      const bool last = l + 1 == layers;
-      rows(RowSource::kSums, last ? RowTarget::kStates : RowTarget::kNormed,
-           last ? model().final_gain : model().layers[l + 1].attention_gain, group, tiles);
-    }
-  }
 
   // Positions of the rows of one tile of a long request.
   __device__ __forceinline__ static void take_tile(const int* position, int first, int tiles,
@@ -425,45 +386,90 @@ struct Encoder {
     }
   }
 
-  __device__ __forceinline__ static void encode_long(const Group& group, const int* position) {
-    const int tokens = block().state.counts[0], all_rows = kTileRows * group.tiles;
-    auto* saved = reinterpret_cast<W*>(block().workspace + block().shape.workspace_kv);
-    auto for_tiles = [&](const auto& body) {
-      for (int done = 0; done < group.tiles; done += block().shape.tiles) {
-        const int tiles = min(block().shape.tiles, group.tiles - done);
-        take_tile(position, kTileRows * done, tiles, tokens);
-        body(kTileRows * done, tiles);
+  // Mixed values of this block's heads <- normed rows; for a long request of one tile, from or,
+  // with only_keys, just into the workspace.
+  __device__ __forceinline__ static void mix(const T5LayerView& layer, const Group& group,
+                                             bool only_keys, int first, int tiles, W* saved,
+                                             const int* position) {
+    const EncodeShape& shape = block().shape;
+    const int heads = block().heads, tokens = block().state.counts[0];
+    const int begin_part = only_keys ? 1 : 0, parts = only_keys ? 2 : group.is_long ? 1 : 3;
+    for (int head = 0; head < heads; head += shape.heads_at_once) {
+      const int count = min(shape.heads_at_once, heads - head);
+      if (head > 0) __syncthreads();
+      if (shape.bias_heads != shape.own_heads) load_bias(head, count);
+      project(layer, head, count, begin_part, parts, tiles);
+      __syncthreads();
+      if (!group.is_long) {
+        attend(head, count, tiles);
+      } else if (only_keys) {
+        save_keys(head, count, kTileRows * tiles, saved, first, kTileRows * group.tiles);
+      } else {
+        attend_long(head, count, tiles, tokens, saved, position);
       }
-    };
-    for_tiles([&](int first, int tiles) {
-      rows(RowSource::kEmbedding, RowTarget::kWorkspace, nullptr, group, tiles, first);
-    });
-    for (int l = 0; l < model().num_layers; ++l) {
-      const T5LayerView& layer = model().layers[l];
-      for_tiles([&](int first, int tiles) {
-        rows(RowSource::kWorkspace, RowTarget::kNormed, layer.attention_gain, group, tiles, first);
-        project(layer, 0, block().heads, 1, 2, tiles,
-                saved + static_cast<int64_t>(first) * 2 * head_dim(), all_rows);
-      });
-      for_tiles([&](int first, int tiles) {
-        rows(RowSource::kWorkspace, RowTarget::kNormed, layer.attention_gain, group, tiles, first);
-        for (int head = 0; head < block().heads; head += block().shape.heads_at_once) {
-          const int count = min(block().shape.heads_at_once, block().heads - head);
-          if (head > 0) __syncthreads();
-          if (block().shape.bias_heads != block().shape.own_heads) load_bias(head, count);
-          project(layer, head, count, 0, 1, tiles, nullptr, 0);
-          __syncthreads();
-          attend_long(head, count, tiles, tokens, saved, position);
-        }
-        mix_into_sums(layer, tiles);
-        rows(RowSource::kSums, RowTarget::kNormed, layer.ffn_gain, group, tiles, first);
-        feed_forward(layer, tiles);
-        rows(RowSource::kSums, RowTarget::kWorkspace, nullptr, group, tiles, first);
-      });
     }
-    for_tiles([&](int first, int tiles) {
-      rows(RowSource::kWorkspace, RowTarget::kStates, model().final_gain, group, tiles, first);
-    });
+  }
+
+  // Sums <- what mixed values, or the feed-forward of normed rows, add to the residual.
+  __device__ __forceinline__ static void into_sums(const T5LayerView& layer, bool ffn, int tiles) {
+    const EncodeShape& shape = block().shape;
+    const int mixed = block().heads * head_dim(), hiddens = block().hiddens;
+    int done = 0;
+    do {  // a block without columns has sums of 0
+      const int count = ffn ? min(shape.ffn_chunk, hiddens - done) : mixed;
+      if (ffn) {
+        if (done > 0) __syncthreads();
+        if (is_gated(model().activation)) {
+          hidden<true>(layer, block().first_hidden + done, count, tiles);
+        } else {
+          hidden<false>(layer, block().first_hidden + done, count, tiles);
+        }
+      }
+      __syncthreads();
+      const W* weight =
+          ffn ? static_cast<const W*>(layer.ffn_out) + block().first_hidden + done
+              : static_cast<const W*>(layer.attention_out) + block().first_head * head_dim();
+      product_into_sums(
+          ffn ? rows_at(shape.hidden, shape.hidden_bytes) : rows_at(shape.mixed, shape.mixed_bytes),
+          count, weight, ffn ? model().ffn_dim : model().num_heads * head_dim(), tiles, done > 0);
+      done += count;
+    } while (ffn && done < hiddens);
+  }
+
+  // All layers. A long request takes two passes over its tiles each layer, keys and values first,
+  // and one before the layers (-1) and after them to read embeddings and write states. One loop for
+  // all of it, so that each product is compiled once.
+  __device__ __forceinline__ static void encode(const Group& group, const int* position) {
+    const EncodeShape& shape = block().shape;
+    const int layers = model().num_layers;
+    auto* saved = reinterpret_cast<W*>(block().workspace + shape.workspace_kv);
+    for (int l = group.is_long ? -1 : 0; l <= layers; ++l) {
+      const bool inside = l >= 0 && l < layers;
+      const T5LayerView& layer = model().layers[inside ? l : 0];
+      for (int pass = group.is_long && inside ? 0 : 1; pass < 2; ++pass) {
+        for (int done = 0; done < group.tiles; done += shape.tiles) {
+          const int first = kTileRows * done, tiles = min(shape.tiles, group.tiles - done);
+          if (group.is_long) take_tile(position, first, tiles, block().state.counts[0]);
+          for (int half = 0;; ++half) {
+            RowSource source = RowSource::kSums;
+            if (half == 0 && group.is_long) source = RowSource::kWorkspace;
+            if (half == 0 && l == (group.is_long ? -1 : 0)) source = RowSource::kEmbedding;
+            const RowTarget target = l == layers          ? RowTarget::kStates
+                                     : l < 0 || half == 2 ? RowTarget::kWorkspace
+                                                          : RowTarget::kNormed;
+            const float* gain = l == layers ? model().final_gain
+                                : half == 0 ? layer.attention_gain
+                                            : layer.ffn_gain;
+            rows(source, target, gain, group, tiles, first);
+            if (target != RowTarget::kNormed) break;
+            if (half == 0) mix(layer, group, pass == 0, first, tiles, saved, position);
+            if (pass == 0) break;
+            into_sums(layer, half == 1, tiles);
+            if (half == 1 && !group.is_long) break;
+          }
+        }
+      }
+    }
   }
 
   // States of masked tokens: zeros.
@@ -492,11 +498,7 @@ struct Encoder {
       for (int64_t first = segment + block().state.begin; first < end;) {
         const Group group = form_group(block().problem.tokens, first, end, block().shape.tiles,
                                        positions, block().state);
-        if (group.is_long) {
-          encode_long(group, positions);
-        } else if (group.tiles > 0) {
-          encode_short(group);
-        }
+        if (group.tiles > 0) encode(group, positions);
         clear_masked(group);
         first += group.requests;
       }
