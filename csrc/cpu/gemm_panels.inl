@@ -37,9 +37,11 @@ inline void dot_tile_bfloat16(int64_t pairs, const uint32_t* x, const uint32_t* 
     for (int v = 0; v < kVectors; ++v) acc[r][v] = vec_set(0.0f);
   }
   for (int64_t k = 0; k < pairs; ++k) {
+    Pairs weight[kVectors];
+    for (int v = 0; v < kVectors; ++v) weight[v] = pairs_load(w + k * w_stride + v * kLane);
     for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVectors; ++v)
-        acc[r][v] = vec_dot_bfloat16(x[r * kPairs + k], w + k * w_stride + v * kLane, acc[r][v]);
+      const Pairs input = pairs_set(x[r * kPairs + k]);
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = vec_dot_bfloat16(input, weight[v], acc[r][v]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -90,7 +92,7 @@ void gemm_panels_bfloat16(int64_t rows, int64_t inner, int64_t columns, const fl
         for (int64_t i = 0; i < width; i += kLane) {
           const uint16_t* first = panel + 2 * p * width + i;
           const uint16_t* second = 2 * p + 1 < depth ? first + width : zeros;
-          vec_pair_bfloat16(first, second, weights + p * width + i);
+          pairs_store(weights + p * width + i, first, second);
         }
       }
       int64_t v = 0;

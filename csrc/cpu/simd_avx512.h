@@ -79,19 +79,26 @@ inline void vec_store_float16(uint16_t* p, Vec a) {
 }
 
 #if defined(__AVX512BF16__)
-// acc + x[0] w[0] + x[1] w[1], lane by lane: `x` is one pair for all lanes, `w` has one for each.
-inline Vec vec_dot_bfloat16(uint32_t x, const uint32_t* w, Vec acc) {
-  const __m512i pairs = _mm512_loadu_si512(w);
-  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(x)),
-                           reinterpret_cast<__m512bh>(pairs))};
+// Sixteen pairs of bfloat16.
+struct Pairs {
+  __m512bh v;
+};
+inline Pairs pairs_load(const uint32_t* p) {
+  return {reinterpret_cast<__m512bh>(_mm512_loadu_si512(p))};
+}
+inline Pairs pairs_set(uint32_t pair) {
+  return {reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair)))};
 }
 // 16 pairs (first[i], second[i]).
-inline void vec_pair_bfloat16(const uint16_t* first, const uint16_t* second, uint32_t* pairs) {
-  const __m512i low =
-      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)));
-  const __m512i high =
-      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)));
-  _mm512_storeu_si512(pairs, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+inline void pairs_store(uint32_t* p, const uint16_t* first, const uint16_t* second) {
+  auto widen = [](const uint16_t* from) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  };
+  _mm512_storeu_si512(p, _mm512_or_si512(widen(first), _mm512_slli_epi32(widen(second), 16)));
+}
+// acc + x[0] w[0] + x[1] w[1], lane by lane.
+inline Vec vec_dot_bfloat16(Pairs x, Pairs w, Vec acc) {
+  return {_mm512_dpbf16_ps(acc.v, x.v, w.v)};
 }
 #endif
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cuda/sm90/cuts.h"
-#include "cuda/sm90/encoder/sizes.h"
+#include "encoder_sizes.h"
 #include "trie_builder.h"
 
 // The build passes both; a hand-made library says that it is one.
@@ -190,13 +190,6 @@ std::string tensor_cores_why_not(bool half, int dim, int hidden_dim, int blocks_
                                  int most_codes, int num_beams) {
   const char* reason =
       cuda::sm90::why_not({half, dim, hidden_dim, blocks_per_head, most_codes, num_beams});
-  return reason == nullptr ? "" : reason;
-}
-
-std::string encode_t5_why_not(bool half, int dim, int layers, int heads, int head_dim,
-                              int ffn_dim) {
-  const char* reason =
-      cuda::sm90::why_not(cuda::sm90::EncodeSizes{half, dim, layers, heads, head_dim, ffn_dim});
   return reason == nullptr ? "" : reason;
 }
 
