@@ -48,22 +48,26 @@ class EncoderPlan:
     module: Encoder | None
     reason: str
 
+    @property
+    def joins_decode(self) -> bool:
+        """Whether `sidmlp::recommend` runs encoder and decode as one operator."""
+        return self.packed is not None and self.backend == "cpu"
+
+    def operator_args(self) -> tuple[list[Tensor], list[int], float, int]:
+        """What operators take of the encoder: tensors, sizes, eps and form."""
+        packed = self.packed
+        assert packed is not None
+        eps, form = packed.spec.layer_norm_eps, _FORM_NUMBERS[self.form]
+        return list(packed.tensors), list(packed.sizes), eps, form
+
     def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids int64 [B, T], mask bool [B, T] (True = a token) -> states [B, T, D]."""
         if self.packed is None:
             assert self.module is not None
             with torch.no_grad():
                 return self.module(ids, mask)
-        packed = self.packed
-        return operator(packed.operator, self.backend)(
-            ids.contiguous(),
-            mask.contiguous(),
-            list(packed.tensors),
-            list(packed.sizes),
-            packed.spec.layer_norm_eps,
-            _FORM_NUMBERS[self.form],
-            0,
-        )
+        encode = operator(self.packed.operator, self.backend)
+        return encode(ids.contiguous(), mask.contiguous(), *self.operator_args(), 0)
 
     def __str__(self) -> str:
         if self.packed is None:

@@ -69,6 +69,7 @@ class DecodePlan:
     encoder: EncoderPlan | None = None
     _decode_args: tuple = field(init=False, repr=False)
     _readout: list[Tensor] = field(init=False, repr=False)
+    _encoder_args: tuple = field(init=False, repr=False, default=())
     _heads_catalogue: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
     # Triton's host side is Python: what an operator checks and chooses is done once, here.
     _bound: BoundPlan | None = field(init=False, repr=False)
@@ -91,6 +92,8 @@ class DecodePlan:
         object.__setattr__(self, "_decode_args", arguments)
         object.__setattr__(self, "_readout", list(packed.readout))
         object.__setattr__(self, "_heads_catalogue", tensors)
+        if self.encoder is not None and self.encoder.joins_decode:
+            object.__setattr__(self, "_encoder_args", self.encoder.operator_args())
         bound = None
         if self.backend == "triton":
             from sidmlp_kernels.ops.triton.bound import BoundPlan
@@ -113,6 +116,27 @@ class DecodePlan:
         return operator("decode_states", self.backend)(
             states,
             mask,
+            self._readout,
+            *self._heads_catalogue,
+            exclude_ids,
+            exclude_offsets,
+            *self._decode_args,
+        )
+
+    @traced("plan.recommend")
+    def recommend(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        exclude_ids: Tensor | None = None,
+        exclude_offsets: Tensor | None = None,
+    ) -> Results:
+        """ids int64 [B, T], mask bool [B, T] -> items, scores, codes, counts, by one operator;
+        where `encoder.joins_decode`."""
+        return operator("recommend", self.backend)(
+            ids,
+            mask,
+            *self._encoder_args,
             self._readout,
             *self._heads_catalogue,
             exclude_ids,
@@ -204,7 +228,7 @@ def make_plan(
     """Chooses how each level is computed, from the model's and the catalogue's own numbers.
 
     The caller has checked its arguments (`Recommender` does). isa: "auto", or the CPU instruction
-    set to force: "plain", "avx2", "avx512", "avx512bf16" (the operator raises RuntimeError where it is missing).
+    set to force, one of ISAS (the operator raises RuntimeError where it is missing).
     encoder: what makes the states, for `print`.
     """
     levels = []

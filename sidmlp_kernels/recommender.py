@@ -284,6 +284,9 @@ class Recommender:
             batch.check_vocabulary(self._module.spec.vocab_size)
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
         excluded = self._exclusion(exclude, len(batch))
+        if encoder.joins_decode:
+            results = plan.recommend(batch.ids.contiguous(), batch.mask.contiguous(), *excluded)
+            return Recommendations(*results, plan.snapshot.version)
         states = self._encode(encoder, batch)
         self._check_states(states, batch.mask)
         return self._run_states(plan, states, batch.mask, excluded)

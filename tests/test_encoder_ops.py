@@ -13,11 +13,12 @@ from parity import DTYPES
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from sidmlp_kernels import T5Spec, backends
+from sidmlp_kernels import MLPEncoderSpec, T5Spec, backends
 from sidmlp_kernels.encoder import relative_buckets
 from sidmlp_kernels.encoder_packing import PANEL, pack_encoder, to_panels
 from sidmlp_kernels.encoder_plan import plan_encoder
 from sidmlp_kernels.ops import operator
+from sidmlp_kernels.testing import exclude_tensors, make_problem
 
 NAMES = {"encode_t5": "gated relu", "encode_mlp": "three roles, odd sizes"}
 
@@ -262,3 +263,85 @@ def test_forms_that_are_asked_for_run_or_raise() -> None:
             plan_encoder(lambda ids, mask: ids, "cpu", cpu, fp32, form)
     with pytest.raises(ValueError, match="encoder_form: expected 'auto' or"):
         plan_encoder(module, "cpu", cpu, fp32, "fast")
+
+
+# --- recommend: an encoder and decode_states in one call (CPU). ---
+
+
+def recommend_call(kind: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """A legal call of `recommend`, argument by argument."""
+    spec = T5Spec(1, 24, 2, 12, 40, 30) if kind == "t5" else MLPEncoderSpec(1, 3, 24, 32, 30, 16)
+    packed = plan_encoder(module_of(spec), "cpu", torch.device("cpu"), dtype)
+    problem = make_problem((5, 4, 6), seed=1, dim=24, hidden_dim=20, num_items=80, excluded=5)
+    plan = problem.plan("cpu", dtype=dtype)
+    ids, mask = requests(spec, problem.batch, 11)
+    tensors, sizes, eps, form = packed.operator_args()
+    readout = {"readout": list(plan.packed.readout)}
+    exclude_ids, exclude_offsets = exclude_tensors(problem.exclude, "cpu")
+    names = ("sizes", "layer_norm_eps", "k", "num_beams", "codebook", "temperatures")
+    rest = dict(
+        zip((*names, "level_weights", "level_modes", "isa"), plan._decode_args, strict=True)
+    )
+    return {
+        "ids": ids,
+        "mask": mask,
+        "encoder": tensors,
+        "encoder_sizes": sizes,
+        "encoder_eps": eps,
+        "form": form,
+        **readout,
+        "heads": list(plan.packed.heads),
+        "catalogue": plan.snapshot.trie_tensors("cpu"),
+        "exclude_ids": exclude_ids,
+        "exclude_offsets": exclude_offsets,
+        **rest,
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["t5", "mlp"])
+def test_recommend_has_the_bits_of_its_two_parts(kind: str, dtype: str) -> None:
+    given = recommend_call(kind, DTYPES[dtype])
+    encode = operator(f"encode_{kind}", "cpu")
+    values = list(given.values())
+    states = encode(*values[:6], 0)
+    wanted = operator("decode_states", "cpu")(states, given["mask"], *values[6:])
+    got = operator("recommend", "cpu")(*values)
+    assert len(got) == 4
+    for have, want in zip(got, wanted, strict=True):
+        assert torch.equal(have, want)
+    given["ids"][1, 0] = -5  # a valid id that is none: no items for that request
+    counts = operator("recommend", "cpu")(*given.values())[3]
+    assert counts.tolist() == [*wanted[3][:1].tolist(), 0, *wanted[3][2:].tolist()]
+
+
+@pytest.mark.parametrize("kind", ["t5", "mlp"])
+def test_opcheck_of_recommend(kind: str) -> None:
+    torch.library.opcheck(operator("recommend", "cpu"), tuple(recommend_call(kind).values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"encoder_sizes": [1, 2, 3]}, "encoder_sizes: expected"),
+        ({"encoder": []}, "encoder: expected"),
+        ({"heads": []}, "heads: expected"),
+        ({"k": 0}, "k "),
+        ({"isa": 9}, "isa: expected"),
+    ],
+)
+def test_recommend_refuses_what_does_not_fit(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        operator("recommend", "cpu")(*(recommend_call("t5") | change).values())
+    assert named in str(caught.value).splitlines()[0]
+
+
+def test_recommend_of_a_width_that_is_not_the_students() -> None:
+    given = recommend_call("t5")
+    spec = T5Spec(1, 16, 2, 12, 40, 30)
+    packed = plan_encoder(module_of(spec), "cpu", torch.device("cpu"), torch.float32)
+    tensors, sizes, *_ = packed.operator_args()
+    with pytest.raises(RuntimeError, match="states: expected shape"):
+        operator("recommend", "cpu")(
+            *(given | {"encoder": tensors, "encoder_sizes": sizes}).values()
+        )

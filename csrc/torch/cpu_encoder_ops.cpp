@@ -1,5 +1,5 @@
-// torch.ops.sidmlp.encode_* on the CPU: checks, the output, and threads over blocks of requests or,
-// where there are too few of them, over the rows of a block.
+// torch.ops.sidmlp.encode_* and recommend on the CPU: checks, the output, and threads over blocks
+// of requests or, where there are too few of them, over the rows of a block.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/token_rows.h"
+#include "torch/cpu_calls.h"
 #include "torch/cpu_threads.h"
 #include "torch/encoder_problem.h"
 
@@ -173,11 +174,29 @@ Tensor encode_mlp(Tensor ids, Tensor mask, Tensors encoder, Ints sizes, double l
   return states;
 }
 
+Results recommend(Tensor ids, Tensor mask, Tensors encoder, Ints encoder_sizes, double encoder_eps,
+                  int64_t form, Tensors readout, Tensors heads, Tensors catalogue,
+                  std::optional<Tensor> exclude_ids, std::optional<Tensor> exclude_offsets,
+                  Ints sizes, double layer_norm_eps, int64_t k, int64_t num_beams, bool codebook,
+                  std::vector<double> temperatures, std::vector<double> level_weights,
+                  Ints level_modes, int64_t isa) {
+  STD_TORCH_CHECK(encoder_sizes.size() == 6 || encoder_sizes.size() == 8,
+                  "encoder_sizes: expected 8 numbers (of encode_t5) or 6 (of encode_mlp), got ",
+                  encoder_sizes.size());
+  const Tensor states = encoder_sizes.size() == 8
+                            ? encode_t5(ids, mask, encoder, encoder_sizes, encoder_eps, form, isa)
+                            : encode_mlp(ids, mask, encoder, encoder_sizes, encoder_eps, form, isa);
+  return decode_states_cpu(states, mask, readout, heads, catalogue, exclude_ids, exclude_offsets,
+                           sizes, layer_norm_eps, k, num_beams, codebook, temperatures,
+                           level_weights, level_modes, isa);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sidmlp, CPU, library) {
   library.impl("encode_t5", TORCH_BOX(&encode_t5));
   library.impl("encode_mlp", TORCH_BOX(&encode_mlp));
+  library.impl("recommend", TORCH_BOX(&recommend));
 }
 
 }  // namespace sidmlp::torch_ops

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "torch/cpu_calls.h"
 #include "torch/cpu_threads.h"
 #include "torch/problem.h"
 
@@ -18,7 +19,6 @@ using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
 using Floats = std::vector<double>;
 using OptionalTensor = std::optional<Tensor>;
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
   return torch::stable::empty(shape, dtype);
@@ -89,10 +89,13 @@ Results beam_decode(Tensor context, Tensors heads, Tensors catalogue, OptionalTe
   return out.tuple();
 }
 
-Results decode_states(Tensor states, Tensor mask, Tensors readout, Tensors heads, Tensors catalogue,
-                      OptionalTensor exclude_ids, OptionalTensor exclude_offsets, Ints sizes,
-                      double layer_norm_eps, int64_t k, int64_t num_beams, bool codebook,
-                      Floats temperatures, Floats level_weights, Ints level_modes, int64_t isa) {
+}  // namespace
+
+Results decode_states_cpu(Tensor states, Tensor mask, Tensors readout, Tensors heads,
+                          Tensors catalogue, OptionalTensor exclude_ids,
+                          OptionalTensor exclude_offsets, Ints sizes, double layer_norm_eps,
+                          int64_t k, int64_t num_beams, bool codebook, Floats temperatures,
+                          Floats level_weights, Ints level_modes, int64_t isa) {
   const Place place(states);
   const Sizes s(sizes);
   const StatesView states_v = states_view(s, states, mask, place);
@@ -118,6 +121,8 @@ Results decode_states(Tensor states, Tensor mask, Tensors readout, Tensors heads
   });
   return out.tuple();
 }
+
+namespace {
 
 Tensor context_readout(Tensor states, Tensor mask, Tensors readout, Ints sizes,
                        double layer_norm_eps, int64_t isa) {
@@ -175,7 +180,7 @@ Tensor level_logits(Tensor context, Tensor prefix_codes, Tensors heads, Ints siz
 
 STABLE_TORCH_LIBRARY_IMPL(sidmlp, CPU, library) {
   library.impl("beam_decode", TORCH_BOX(&beam_decode));
-  library.impl("decode_states", TORCH_BOX(&decode_states));
+  library.impl("decode_states", TORCH_BOX(&decode_states_cpu));
   library.impl("context_readout", TORCH_BOX(&context_readout));
   library.impl("level_logits", TORCH_BOX(&level_logits));
 }

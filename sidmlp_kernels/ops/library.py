@@ -38,6 +38,10 @@ SCHEMAS = {
     ),
     "encode_t5": f"({_ENCODER}) -> Tensor",
     "encode_mlp": f"({_ENCODER}) -> Tensor",
+    "recommend": (
+        "(Tensor ids, Tensor mask, Tensor[] encoder, int[] encoder_sizes, float encoder_eps, "
+        f"int form, Tensor[] readout, {_DECODE}) -> {_RESULTS}"
+    ),
 }
 
 _library = torch.library.Library("sidmlp", "DEF")
@@ -114,6 +118,27 @@ def _level_logits_fake(context, prefix_codes, heads, sizes, layer_norm_eps, isa)
 @_fake("encode_mlp")
 def _encode_fake(ids, mask, encoder, sizes, layer_norm_eps, form, isa) -> Tensor:
     return ids.new_empty((*ids.shape, sizes[1]), dtype=encoder[0].dtype)
+
+
+@_fake("recommend")
+def _recommend_fake(
+    ids,
+    mask,
+    encoder,
+    encoder_sizes,
+    encoder_eps,
+    form,
+    readout,
+    heads,
+    catalogue,
+    exclude_ids,
+    exclude_offsets,
+    sizes,
+    layer_norm_eps,
+    k,
+    *_decode,
+) -> Results:
+    return _fake_results(ids, sizes, k)
 
 
 def operator(name: str, backend: str) -> Any:
