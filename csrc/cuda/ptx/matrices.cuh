@@ -46,6 +46,13 @@ __device__ __forceinline__ void load_transposed(uint32_t (&b)[4], uint32_t addre
                : "memory");
 }
 
+// The inverse of ldmatrix: lane (g, t) holds elements (g, 2t) and (g, 2t + 1) of each matrix.
+__device__ __forceinline__ void store_matrices(uint32_t address, uint32_t m0, uint32_t m1,
+                                               uint32_t m2, uint32_t m3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(m0), "r"(m1), "r"(m2), "r"(m3)
+               : "memory");
+}
 // The inverse of ldmatrix's .trans: lane (g, t) holds elements (2t, g) and (2t + 1, g) of each
 // matrix, and lanes 8i .. 8i + 7 the addresses of the rows of matrix i.
 __device__ __forceinline__ void store_transposed(uint32_t address, uint32_t m0, uint32_t m1,

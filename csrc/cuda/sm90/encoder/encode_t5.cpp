@@ -4,6 +4,7 @@
 
 #include "cuda/layout.h"
 #include "cuda/sm90/encoder/shape.h"
+#include "cuda/sm90/encoder/wide.h"
 
 namespace sidmlp::cuda::sm90 {
 
@@ -120,7 +121,38 @@ const char* why_not(const EncodeT5Problem& problem) {
   return nullptr;
 }
 
+namespace {
+
+bool is_wide(const EncodeT5Problem& problem, EncodeForm form) {
+  return form_of(form, problem.tokens.batch) == EncodeForm::kThroughput &&
+         takes_wide(problem.model);
+}
+
+// Always allowed the same shared memory: another thread may launch the same kernel with more
+// meanwhile.
+cudaError_t launch_kernel(const void* kernel, void** arguments, int blocks, int threads,
+                          int cluster, int shared_bytes, cudaStream_t stream) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelExC(&config, kernel, arguments);
+}
+
+}  // namespace
+
 int64_t workspace_bytes(const EncodeT5Problem& problem, EncodeForm form) {
+  if (is_wide(problem, form)) return 0;
   const EncodeShape shape = encode_shape(problem, form);
   return shape.workspace_bytes * shape.cluster * shape.clusters;
 }
@@ -128,28 +160,21 @@ int64_t workspace_bytes(const EncodeT5Problem& problem, EncodeForm form) {
 cudaError_t launch(const EncodeT5Problem& problem, EncodeForm form, void* workspace,
                    cudaStream_t stream) {
   if (problem.tokens.batch == 0) return cudaSuccess;
+  const bool bf16 = problem.model.dtype == DType::kBFloat16;
+  if (is_wide(problem, form)) {
+    const int blocks =
+        static_cast<int>(std::min<int64_t>(problem.tokens.batch, multiprocessors()));
+    void* arguments[] = {const_cast<EncodeT5Problem*>(&problem)};
+    return launch_kernel(bf16 ? wide_bf16() : wide_fp16(), arguments, blocks, kWideThreads, 1,
+                         wide_shared_bytes(problem), stream);
+  }
   EncodeShape shape = encode_shape(problem, form);
   if (shape.tiles == 0) return cudaErrorInvalidValue;
   const int head_dim = problem.model.head_dim;
-  const void* kernel =
-      problem.model.dtype == DType::kBFloat16 ? encode_t5_bf16(head_dim) : encode_t5_fp16(head_dim);
-  // Always the same number: another thread may launch the same kernel with more meanwhile.
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(shape.clusters * shape.cluster));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  const void* kernel = bf16 ? encode_t5_bf16(head_dim) : encode_t5_fp16(head_dim);
   void* arguments[] = {const_cast<EncodeT5Problem*>(&problem), &shape, &workspace};
-  return cudaLaunchKernelExC(&config, kernel, arguments);
+  return launch_kernel(kernel, arguments, shape.clusters * shape.cluster, kThreads, shape.cluster,
+                       shape.shared_bytes, stream);
 }
 
 }  // namespace sidmlp::cuda::sm90

@@ -35,7 +35,7 @@ enum class RowTarget { kNormed, kStates, kWorkspace };
 struct EncodeBlock {
   EncodeT5Problem problem;
   EncodeShape shape;
-  EncodeState state;
+  EncodeState<kMaxTiles, kWarps> state;
   char* workspace;
   int rank;
   int first_head, heads;      // of this block
@@ -472,20 +472,6 @@ struct Encoder {
     }
   }
 
-  // States of masked tokens: zeros.
-  __device__ __forceinline__ static void clear_masked(const Group& group) {
-    const int pieces = model().dim / 8, tokens = block().problem.tokens.tokens;
-    const int64_t begin = group.first * tokens,
-                  count = static_cast<int64_t>(group.requests) * tokens;
-    auto* states = static_cast<uint4*>(block().problem.states);
-    for (int64_t i = block().rank * kWarps + warp_index(); i < count;
-         i += block().shape.cluster * kWarps) {
-      if (__ldg(block().problem.tokens.mask + begin + i) != 0) continue;
-      for (int piece = lane_index(); piece < pieces; piece += kWarp)
-        states[(begin + i) * pieces + piece] = uint4{0, 0, 0, 0};
-    }
-  }
-
   __device__ __forceinline__ static void run(int cluster) {
     const int64_t batch = block().problem.tokens.batch;
     auto* positions = reinterpret_cast<int*>(block().workspace + block().shape.workspace_position);
@@ -499,7 +485,8 @@ struct Encoder {
         const Group group = form_group(block().problem.tokens, first, end, block().shape.tiles,
                                        positions, block().state);
         if (group.tiles > 0) encode(group, positions);
-        clear_masked(group);
+        clear_masked(block().problem.tokens, block().problem.states, model().dim, group,
+                     block().rank * kWarps + warp_index(), block().shape.cluster * kWarps);
         first += group.requests;
       }
     }

@@ -6,7 +6,6 @@
 
 namespace sidmlp::cuda::sm90 {
 
-constexpr int kCandidates = kWarps;  // requests that are looked at for one group
 constexpr int kSegment = 4096;       // requests that are shared out among blocks at once
 
 // Some requests that a block computes at once: each begins a new tile of rows. Or one request of
@@ -18,14 +17,18 @@ struct Group {
   bool is_long;
 };
 
+// kTiles: of rows at once; kBlockWarps: of the block, which look at as many requests for one group.
+template <int kTiles, int kBlockWarps>
 struct EncodeState {
-  alignas(16) int position[kMaxEncodeRows];  // of the token in its request; 0 where there is none
+  static constexpr int kWarpCount = kBlockWarps, kThreadCount = kWarp * kBlockWarps;
+
+  alignas(16) int position[kTileRows * kTiles];  // of the token in its request; 0 where there is none
   alignas(16) int key_position[kKeyBlock];   // of a long request's keys
-  int owner[kMaxEncodeRows];                 // request of the group, -1: no token
-  int tile_first[kMaxTiles];                 // the first row of the tile's request
-  int tile_count[kMaxTiles];                 // and its number of tokens
-  int counts[kCandidates];
-  int sums[kWarps];
+  int owner[kTileRows * kTiles];                 // request of the group, -1: no token
+  int tile_first[kTiles];                 // the first row of the tile's request
+  int tile_count[kTiles];                 // and its number of tokens
+  int counts[kBlockWarps];
+  int sums[kBlockWarps];
   int begin, end;
 };
 
@@ -40,8 +43,9 @@ __device__ __forceinline__ int valid_tokens(const TokensView& tokens, int64_t re
 // Requests [begin, end) of a segment of `count` that cluster `index` of `clusters` takes, by their
 // numbers of tiles: contiguous, all about as much work. `tiles` is shared memory, int
 // [kSegment]. Every thread gets the result.
-__device__ inline void share_of_segment(const TokensView& tokens, int64_t first, int count,
-                                        int index, int clusters, int* tiles, EncodeState& state) {
+template <class State>
+__device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64_t first, int count,
+                                        int index, int clusters, int* tiles, State& state) {
   const int tid = static_cast<int>(threadIdx.x);
   __syncthreads();          // the last segment's share was read
   if (count <= clusters) {  // one each
@@ -49,7 +53,7 @@ __device__ inline void share_of_segment(const TokensView& tokens, int64_t first,
     __syncthreads();
     return;
   }
-  for (int i = tid; i < kSegment; i += kThreads) tiles[i] = 0;
+  for (int i = tid; i < kSegment; i += State::kThreadCount) tiles[i] = 0;
   if (tid == 0) state.begin = count, state.end = 0;
   __syncthreads();
   const uint8_t* mask = tokens.mask + first * tokens.tokens;
@@ -61,9 +65,9 @@ __device__ inline void share_of_segment(const TokensView& tokens, int64_t first,
     if (mask[i] != 0) atomicAdd(tiles + i / tokens.tokens, 1);
   };
   if (tid < head) count_byte(tid);
-  for (int64_t i = head + 16 * pieces + tid; i < bytes; i += kThreads) count_byte(i);
+  for (int64_t i = head + 16 * pieces + tid; i < bytes; i += State::kThreadCount) count_byte(i);
 #pragma unroll 4
-  for (int64_t i = tid; i < pieces; i += kThreads) {
+  for (int64_t i = tid; i < pieces; i += State::kThreadCount) {
     const int64_t at = head + 16 * i;
     const uint4 raw = __ldg(reinterpret_cast<const uint4*>(mask + at));
     // A bit a byte that is not 0.
@@ -79,7 +83,7 @@ __device__ inline void share_of_segment(const TokensView& tokens, int64_t first,
     }
   }
   __syncthreads();
-  constexpr int kOwn = kSegment / kThreads;
+  constexpr int kOwn = (kSegment + State::kThreadCount - 1) / State::kThreadCount;
   int own = 0, sum = 0, all = 0;
 #pragma unroll 4
   for (int i = 0; i < kOwn; ++i) {
@@ -94,7 +98,7 @@ __device__ inline void share_of_segment(const TokensView& tokens, int64_t first,
   }
   if (lane_index() == kWarp - 1) state.sums[warp_index()] = before;
   __syncthreads();
-  for (int w = 0; w < kWarps; ++w) {
+  for (int w = 0; w < State::kWarpCount; ++w) {
     if (w < warp_index()) sum += state.sums[w];
     all += state.sums[w];
   }
@@ -115,8 +119,9 @@ __device__ inline void share_of_segment(const TokensView& tokens, int64_t first,
 
 // The longest group of requests first, first + 1, .. (before `end`) that fits in `tiles` tiles, and
 // where their rows are. A long request's positions go to `long_position`.
-__device__ inline Group form_group(const TokensView& tokens, int64_t first, int64_t end, int tiles,
-                                   int* long_position, EncodeState& state) {
+template <class State>
+__device__ __forceinline__ Group form_group(const TokensView& tokens, int64_t first, int64_t end, int tiles,
+                                   int* long_position, State& state) {
   const int warp = warp_index(), lane = lane_index();
   __syncthreads();  // the last group is done
   if (first + warp < end) {
@@ -126,7 +131,7 @@ __device__ inline Group form_group(const TokensView& tokens, int64_t first, int6
   __syncthreads();
   Group group{first, 0, 0, false};
   int own_first = -1;  // row of this warp's request
-  for (int i = 0; i < kCandidates && first + i < end; ++i) {
+  for (int i = 0; i < State::kWarpCount && first + i < end; ++i) {
     const int need = (state.counts[i] + kTileRows - 1) / kTileRows;
     if (need > tiles && i == 0) {
       group = {first, 1, need, true};
@@ -162,6 +167,20 @@ __device__ inline Group form_group(const TokensView& tokens, int64_t first, int6
     }
   }
   return group;
+}
+
+// States of the masked tokens of a group <- zeros, by warp `warp` of `warps`.
+__device__ __forceinline__ void clear_masked(const TokensView& tokens, void* states, int dim,
+                                             const Group& group, int warp, int warps) {
+  const int64_t begin = group.first * tokens.tokens;
+  const int64_t count = static_cast<int64_t>(group.requests) * tokens.tokens;
+  const int pieces = dim / 8;
+  auto* to = static_cast<uint4*>(states);
+  for (int64_t i = warp; i < count; i += warps) {
+    if (__ldg(tokens.mask + begin + i) != 0) continue;
+    for (int piece = lane_index(); piece < pieces; piece += kWarp)
+      to[(begin + i) * pieces + piece] = uint4{0, 0, 0, 0};
+  }
 }
 
 }  // namespace sidmlp::cuda::sm90

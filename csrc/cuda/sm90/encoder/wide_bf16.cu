@@ -1,0 +1,15 @@
+// encode_t5 by wgmma with bf16 weights, and what both dtypes share.
+#include "cuda/sm90/encoder/wide.cuh"
+
+namespace sidmlp::cuda::sm90 {
+
+const void* wide_bf16() {
+  return reinterpret_cast<const void*>(&encode_t5_wide_kernel<__nv_bfloat16>);
+}
+
+int wide_shared_bytes(const EncodeT5Problem& problem) {
+  return static_cast<int>(sizeof(WideShared)) +
+         4 * problem.model.num_heads * (2 * problem.tokens.tokens - 1);
+}
+
+}  // namespace sidmlp::cuda::sm90
