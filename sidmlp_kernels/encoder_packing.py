@@ -25,28 +25,38 @@ from .spec import FEED_FORWARDS, EncoderSpec, MLPEncoderSpec, T5Spec
 PANEL = 64
 TILE = 64  # rows and columns of a tile
 BIAS_TOKENS = 4096  # that a request on CUDA may have
+MAX_TOKENS = 1 << 20  # csrc/torch/encoder_problem.cpp
 
 
 @dataclass(frozen=True, eq=False)
 class PackedEncoder:
     """An encoder's weights as its operator takes them, on one device.
 
+    layout    "panels" (CPU) or "rows" (CUDA)
     operator  "encode_t5" or "encode_mlp"
     sizes     encode_t5: [layers, D, heads, head_dim, F, V, index in FEED_FORWARDS, M]
               encode_mlp: [layers, D, roles, H, V, max_length]
-    tensors   encode_t5, CPU: [embedding, position_bias, norms], then for each layer [query, key,
+    tensors   encode_t5, panels: [embedding, position_bias, norms], then for each layer [query, key,
               value, output, ffn_in, ffn_up, ffn_out], ffn_up empty where there is no gate
-              encode_t5, CUDA: [embedding, position_bias, final_gain, tiles], then for each layer
+              encode_t5, rows: [embedding, position_bias, final_gain, tiles], then for each layer
               [attention_gain, qkv, attention_out, ffn_gain, ffn_in, ffn_out]
               encode_mlp: [embedding, positions, norm], then for each layer [token, mean, vectors,
               out, bias]; shapes in csrc/cpu/encoders.h and csrc/sidmlp/encoder_view.h
     """
 
     spec: EncoderSpec
+    layout: str
     operator: str
     dtype: torch.dtype
     sizes: tuple[int, ...]
     tensors: tuple[Tensor, ...]
+
+    @property
+    def max_tokens(self) -> int:
+        """The most columns of ids that the operator takes."""
+        if isinstance(self.spec, MLPEncoderSpec):
+            return self.spec.max_length
+        return MAX_TOKENS if self.layout == "panels" else BIAS_TOKENS
 
     @property
     def num_bytes(self) -> int:
@@ -179,7 +189,7 @@ def _pack_t5_rows(spec: T5Spec, packer: _Packer) -> PackedEncoder:
         *layers,
     )
     sizes = _t5_sizes(spec, BIAS_TOKENS)
-    return PackedEncoder(spec, "encode_t5", packer.dtype, sizes, tensors)
+    return PackedEncoder(spec, "rows", "encode_t5", packer.dtype, sizes, tensors)
 
 
 def _pack_t5(spec: T5Spec, packer: _Packer) -> PackedEncoder:
@@ -209,7 +219,7 @@ def _pack_t5(spec: T5Spec, packer: _Packer) -> PackedEncoder:
             tensors += [packer.linear(f"{at}wi.weight"), torch.empty(0, dtype=packer.dtype)]
         tensors.append(packer.linear(f"{at}wo.weight"))
     sizes = _t5_sizes(spec, (bias.shape[1] + 1) // 2)
-    return PackedEncoder(spec, "encode_t5", packer.dtype, sizes, tuple(tensors))
+    return PackedEncoder(spec, "panels", "encode_t5", packer.dtype, sizes, tuple(tensors))
 
 
 def _pack_mlp(spec: MLPEncoderSpec, packer: _Packer) -> PackedEncoder:
@@ -238,4 +248,4 @@ def _pack_mlp(spec: MLPEncoderSpec, packer: _Packer) -> PackedEncoder:
         spec.vocab_size,
         spec.max_length,
     )
-    return PackedEncoder(spec, "encode_mlp", packer.dtype, sizes, tuple(tensors))
+    return PackedEncoder(spec, "panels", "encode_mlp", packer.dtype, sizes, tuple(tensors))

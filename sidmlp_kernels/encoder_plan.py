@@ -48,6 +48,17 @@ class EncoderPlan:
     module: Encoder | None
     reason: str
 
+    def check_tokens(self, ids: Tensor) -> None:
+        """ValueError if requests have more tokens than the encoder has positions for."""
+        most = None if self.packed is None else self.packed.max_tokens
+        if isinstance(self.module, MLPEncoder):
+            most = self.module.spec.max_length
+        if most is not None and ids.shape[1] > most:
+            raise ValueError(
+                f"batch: expected at most {most} tokens a request, as many as the encoder has "
+                f"positions for, got {ids.shape[1]}; cut the histories"
+            )
+
     @property
     def joins_decode(self) -> bool:
         """Whether `sidmlp::recommend` runs encoder and decode as one operator."""

@@ -282,6 +282,7 @@ class Recommender:
             )
         if self._module is not None:
             batch.check_vocabulary(self._module.spec.vocab_size)
+            encoder.check_tokens(batch.ids)
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
         excluded = self._exclusion(exclude, len(batch))
         if encoder.joins_decode:

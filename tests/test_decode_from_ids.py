@@ -134,6 +134,16 @@ def test_a_batch_of_ones_own_with_poison_in_its_padding(kind: str) -> None:
         model.decode(Batch(longer + 1, mask), k=5)
 
 
+@pytest.mark.parametrize("form", ["auto", "torch"])
+def test_more_tokens_than_positions_are_refused(form: str) -> None:
+    model = make("mlp", encoder_form=form)
+    ids = torch.ones(1, TOKENS.max_length + 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"batch: expected at most 14 tokens a request.* got 15"):
+        model.decode(Batch(ids, ids.bool()))
+    longer = torch.ones(1, 400, dtype=torch.int64)  # T5 has a position bias for any distance
+    make("t5", encoder_form=form).decode(Batch(longer, longer.bool()), k=2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_as_one_graph(kind: str) -> None:
     model = make(kind)

@@ -1,5 +1,5 @@
 """`torch.ops.sidmlp.encode_*`: opcheck, fakes, torch.compile, torch.export, calls that do not fit;
-how they are packed and chosen."""
+how they are chosen."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from sidmlp_kernels import MLPEncoderSpec, T5Spec, backends
-from sidmlp_kernels.encoder import relative_buckets
-from sidmlp_kernels.encoder_packing import PANEL, pack_encoder, to_panels
 from sidmlp_kernels.encoder_plan import plan_encoder
 from sidmlp_kernels.ops import operator
 from sidmlp_kernels.testing import exclude_tensors, make_problem
@@ -195,40 +193,7 @@ def test_an_unknown_instruction_set(name: str, isa: int) -> None:
         call(name, "cpu", given | {"isa": isa})
 
 
-# --- Packing and choosing. ---
-
-
-def test_panels_are_groups_of_columns() -> None:
-    matrix = torch.arange(5 * 144).reshape(5, 144)
-    panels = to_panels(matrix)
-    assert panels.numel() == matrix.numel()
-    for begin in (0, 64, 128):
-        width = min(PANEL, 144 - begin)
-        part = panels[begin * 5 : begin * 5 + 5 * width].reshape(5, width)
-        assert torch.equal(part, matrix[:, begin : begin + width])
-
-
-@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (6, 9), (4, 2), (64, 20), (32, 1000)])
-def test_the_position_bias_is_that_of_every_offset(buckets: int, distance: int) -> None:
-    spec = T5Spec(1, 8, 3, 4, 8, 9, relative_buckets=buckets, relative_max_distance=distance)
-    module = module_of(spec)
-    bias = pack_encoder(module).tensors[1]
-    reach = (bias.shape[1] - 1) // 2
-    length = 2 * distance + 5
-    table = module.state_dict()["block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
-    wanted = table[relative_buckets(length, buckets, distance)]  # [query, key, heads]
-    offsets = torch.arange(length)[None, :] - torch.arange(length)[:, None]
-    got = bias[:, offsets.clamp(-reach, reach) + reach].permute(1, 2, 0)
-    assert torch.equal(got, wanted)
-
-
-@pytest.mark.parametrize("name", ["gated gelu, few buckets", "four roles"])
-def test_packing_refuses_what_overflows(name: str) -> None:
-    module = module_of(SPECS[name])
-    with torch.no_grad():
-        module.embed_tokens.weight[3, 1] = 1e6
-    with pytest.raises(ValueError, match=r"encoder embed_tokens.weight.*float16"):
-        pack_encoder(module, torch.float16)
+# --- Choosing. ---
 
 
 def test_the_cpu_says_which_encoders_it_cannot_run() -> None:
