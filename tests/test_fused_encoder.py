@@ -128,6 +128,7 @@ def test_random_sizes(backend: str, device: torch.device, seed: int) -> None:
     assert_close_enough(got, spec, ids, mask, f"seed {seed}, {spec}")
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["relu, two layers", "gated gelu, few buckets", "four roles"])
 def test_padding_changes_no_bit_and_is_never_read(
@@ -181,7 +182,7 @@ def test_an_unknown_id_spoils_its_own_request_alone(
     assert torch.equal(got[others], wanted[others])
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["relu, two layers", "gated relu", "four roles"])
 def test_the_batch_changes_no_bit(
     backend: str, device: torch.device, name: str, dtype: str
