@@ -5,6 +5,7 @@
 //       --small               without cases that take long under a sanitizer
 //       --time                microseconds of graph replays at the published sizes instead
 //       --form N              only the form of N blocks a request
+//       --batch N             only this batch is timed
 //
 // For each case and form: the relative error against the reference, at most twice that of the same
 // mathematics with the roundings of half precision; the same bits for a request alone, elsewhere in
@@ -529,7 +530,7 @@ float replay_time(const EncodeT5Problem& problem, EncodeForm form, void* workspa
   return times[times.size() / 2];
 }
 
-void time_all(int only_form) {
+void time_all(int only_form, int only_batch) {
   for (const double mean : {0.0, 34.0}) {
     Case c;
     c.mask = mean > 0 ? Case::kPrefix : Case::kFull;
@@ -540,6 +541,7 @@ void time_all(int only_form) {
     for (const EncodeForm form : kForms) printf("   form %d", static_cast<int>(form));
     printf("   microseconds of a graph replay\n");
     for (const int batch : {1, 8, 15, 32, 66, 128, 512, 4096}) {
+      if (only_batch != 0 && batch != only_batch) continue;
       Device arrays;
       const Input in = random_input(c, model.vocab, batch, mean, 5);
       EncodeT5Problem problem{};
@@ -566,7 +568,7 @@ void time_all(int only_form) {
 
 int main(int argc, char** argv) {
   bool small = false, time = false;
-  int form = 0;
+  int form = 0, batch = 0;
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
     if (option == "--small") {
@@ -575,8 +577,10 @@ int main(int argc, char** argv) {
       time = true;
     } else if (option == "--form" && i + 1 < argc) {
       form = std::atoi(argv[++i]);
+    } else if (option == "--batch" && i + 1 < argc) {
+      batch = std::atoi(argv[++i]);
     } else {
-      fprintf(stderr, "usage: encode_check [--small] [--time] [--form N]\n");
+      fprintf(stderr, "usage: encode_check [--small] [--time] [--form N] [--batch N]\n");
       return 2;
     }
   }
@@ -584,7 +588,7 @@ int main(int argc, char** argv) {
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return kNoDevice;
   try {
     if (time) {
-      time_all(form);
+      time_all(form, batch);
       return 0;
     }
     int faults = 0;

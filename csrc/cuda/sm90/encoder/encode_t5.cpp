@@ -162,19 +162,19 @@ cudaError_t launch(const EncodeT5Problem& problem, EncodeForm form, void* worksp
   if (problem.tokens.batch == 0) return cudaSuccess;
   const bool bf16 = problem.model.dtype == DType::kBFloat16;
   if (is_wide(problem, form)) {
-    const int blocks =
-        static_cast<int>(std::min<int64_t>(problem.tokens.batch, multiprocessors()));
+    const int blocks = static_cast<int>(std::min<int64_t>(problem.tokens.batch, multiprocessors()));
     void* arguments[] = {const_cast<EncodeT5Problem*>(&problem)};
-    return launch_kernel(bf16 ? wide_bf16() : wide_fp16(), arguments, blocks, kWideThreads, 1,
-                         wide_shared_bytes(problem), stream);
+    const Activation activation = problem.model.activation;
+    return launch_kernel(bf16 ? wide_bf16(activation) : wide_fp16(activation), arguments, blocks,
+                         kWideThreads, 1, wide_shared_bytes(problem), stream);
   }
   EncodeShape shape = encode_shape(problem, form);
   if (shape.tiles == 0) return cudaErrorInvalidValue;
   const int head_dim = problem.model.head_dim;
   const void* kernel = bf16 ? encode_t5_bf16(head_dim) : encode_t5_fp16(head_dim);
   void* arguments[] = {const_cast<EncodeT5Problem*>(&problem), &shape, &workspace};
-  return launch_kernel(kernel, arguments, shape.clusters * shape.cluster, kThreads, shape.cluster,
-                       shape.shared_bytes, stream);
+  return launch_kernel(kernel, arguments, shape.clusters * shape.cluster,
+                       encode_threads(head_dim == 64), shape.cluster, shape.shared_bytes, stream);
 }
 
 }  // namespace sidmlp::cuda::sm90

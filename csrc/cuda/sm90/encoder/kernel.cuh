@@ -32,26 +32,31 @@ enum class RowTarget { kNormed, kStates, kWorkspace };
 // What every function of a block reads, at the beginning of its dynamic shared memory, where each
 // access is one instruction. The functions are compiled once each: inlined into one kernel they
 // spill, and take minutes to compile.
+template <int kBlockWarps>
 struct EncodeBlock {
   EncodeT5Problem problem;
   EncodeShape shape;
-  EncodeState<kMaxTiles, kWarps> state;
+  EncodeState<kMaxTiles, kBlockWarps> state;
   char* workspace;
   int rank;
   int first_head, heads;      // of this block
   int first_hidden, hiddens;  // feed-forward columns of this block
 };
-static_assert(sizeof(EncodeBlock) <= kEncodeBlockBytes, "the host adds as much");
+static_assert(sizeof(EncodeBlock<16>) <= kEncodeBlockBytes, "the host adds as much");
 
 extern __shared__ __align__(128) char encode_memory[];
 
-__device__ __forceinline__ EncodeBlock& block() {
-  return *reinterpret_cast<EncodeBlock*>(encode_memory);
-}
 __device__ __forceinline__ char* block_memory() { return encode_memory + kEncodeBlockBytes; }
 
 template <class W, int kHead, bool kExact>
 struct Encoder {
+  static constexpr int kBlockWarps = encode_threads(kExact) / kWarp;
+  static constexpr int kBlockThreads = encode_threads(kExact);
+
+  __device__ __forceinline__ static EncodeBlock<kBlockWarps>& block() {
+    return *reinterpret_cast<EncodeBlock<kBlockWarps>*>(encode_memory);
+  }
+
   __device__ __forceinline__ static const T5View& model() { return block().problem.model; }
   __device__ __forceinline__ static int head_dim() { return kExact ? kHead : model().head_dim; }
   // Columns of a head in shared block_memory(): the pieces of 32 that a product reads.
@@ -81,7 +86,7 @@ struct Encoder {
     const int own_rows =
         (kTileRows * tiles - block().rank + block().shape.cluster - 1) / block().shape.cluster;
     const Rows normed = rows_at(block().shape.normed, block().shape.normed_bytes);
-    for (int begin = 0; begin < own_rows; begin += kThreads / kLanes) {
+    for (int begin = 0; begin < own_rows; begin += kBlockThreads / kLanes) {
       const int i = begin + tid / kLanes, row = block().rank + i * block().shape.cluster;
       const bool there = i < own_rows;
       const int owner = there ? block().state.owner[row] : -1;
@@ -215,7 +220,8 @@ struct Encoder {
     };
     const Rows normed = rows_at(block().shape.normed, block().shape.normed_bytes);
     const W* weight = static_cast<const W*>(layer.qkv);
-    product<W, 2>(normed, tiles, model().dim, weight, model().dim, parts * per_part, row_of, store);
+    product<W, 2, kBlockWarps>(normed, tiles, model().dim, weight, model().dim, parts * per_part,
+                               row_of, store);
   }
 
   // a [16 * tiles, inner] times w [D, ..]^T -> into the residual of one block, or the partial sums
@@ -229,52 +235,54 @@ struct Encoder {
     char* to = block_memory() +
                (block().shape.cluster == 1 ? block().shape.x : block().shape.partial) +
                2 * t * x_bytes + 4 * g;
-    product<W, 2>(
-        a, tiles, inner, weight, stride, columns, [](int c) { return 16 * c; },
-        [&](int first, int begin, const auto& sum) {
+    const auto row_of = [](int c) { return 16 * c; };
+    const auto store = [&](int first, int begin, const auto& sum) {
 #pragma unroll
-          for (int i = 0; i < count_of(sum); ++i) {
-            if (begin + i >= columns) break;
+      for (int i = 0; i < count_of(sum); ++i) {
+        if (begin + i >= columns) break;
 #pragma unroll
-            for (int n = 0; n < count_of(sum[0]); ++n) {
+        for (int n = 0; n < count_of(sum[0]); ++n) {
 #pragma unroll
-              for (int j = 0; j < 4; ++j) {
-                auto* place =
-                    reinterpret_cast<float*>(to + (kTileRows * first + 8 * n + j % 2) * x_bytes +
-                                             64 * (begin + i) + j / 2 * 32);
-                *place = keep ? *place + sum[i][n][j] : sum[i][n][j];
-              }
-            }
+          for (int j = 0; j < 4; ++j) {
+            auto* place = reinterpret_cast<float*>(
+                to + (kTileRows * first + 8 * n + j % 2) * x_bytes + 64 * (begin + i) + j / 2 * 32);
+            *place = keep ? *place + sum[i][n][j] : sum[i][n][j];
           }
-        });
+        }
+      }
+    };
+    product<W, 2, kBlockWarps>(a, tiles, inner, weight, stride, columns, row_of, store);
   }
 
-  template <bool kGated>
+  template <bool kGated, bool kRelu>
   __device__ __forceinline__ static void hidden(const T5LayerView& layer, int first_column,
                                                 int count, int tiles) {
     const int columns = (kGated ? 2 : 1) * count / 16, ffn = model().ffn_dim;
     const Rows to = rows_at(block().shape.hidden, block().shape.hidden_bytes);
-    const Activation activation = model().activation;
-    product<W, 2>(
-        rows_at(block().shape.normed, block().shape.normed_bytes), tiles, model().dim,
-        static_cast<const W*>(layer.ffn_in), model().dim, columns,
-        [&](int c) {
-          return kGated ? c % 2 * ffn + first_column + 16 * (c / 2) : first_column + 16 * c;
-        },
-        [&](int first, int begin, const auto& sum) {
-          constexpr int kStep = kGated ? 2 : 1;
+    const Activation activation = kRelu    ? Activation::kRelu
+                                  : kGated ? Activation::kGatedGelu
+                                           : Activation::kGelu;
+    const Rows normed = rows_at(block().shape.normed, block().shape.normed_bytes);
+    const W* weight = static_cast<const W*>(layer.ffn_in);
+    const auto row_of = [&](int c) {
+      return kGated ? c % 2 * ffn + first_column + 16 * (c / 2) : first_column + 16 * c;
+    };
+    const auto store = [&](int first, int begin, const auto& sum) {
+      constexpr int kStep = kGated ? 2 : 1;
 #pragma unroll
-          for (int i = 0; i < count_of(sum); i += kStep) {
-            if (begin + i >= columns) break;
+      for (int i = 0; i < count_of(sum); i += kStep) {
+        if (begin + i >= columns) break;
 #pragma unroll
-            for (int n = 0; n < count_of(sum[0]); n += 2)
-              store_block<W>(to, kTileRows * first + 8 * n, (begin + i) / kStep * 16,
-                             [&](int half, int j) {
-                               const float x = activate<W>(activation, sum[i][n + half][j]);
-                               return kGated ? x * sum[i + kStep - 1][n + half][j] : x;
-                             });
-          }
-        });
+        for (int n = 0; n < count_of(sum[0]); n += 2)
+          store_block<W>(to, kTileRows * first + 8 * n, (begin + i) / kStep * 16,
+                         [&](int half, int j) {
+                           const float x = activate<W>(activation, sum[i][n + half][j]);
+                           return kGated ? x * sum[i + kStep - 1][n + half][j] : x;
+                         });
+      }
+    };
+    product<W, 2, kBlockWarps>(normed, tiles, model().dim, weight, model().dim, columns, row_of,
+                               store);
   }
 
   // ---- attention ----
@@ -288,7 +296,7 @@ struct Encoder {
       const float* from = model().position_bias +
                           static_cast<int64_t>(block().first_head + head + h) * (2 * most - 1) +
                           most - tokens;
-      for (int i = static_cast<int>(threadIdx.x); i < 2 * tokens - 1; i += kThreads)
+      for (int i = static_cast<int>(threadIdx.x); i < 2 * tokens - 1; i += kBlockThreads)
         to[h * block().shape.bias_stride + i] = __ldg(from + i);
     }
   }
@@ -303,7 +311,7 @@ struct Encoder {
     const Rows key = rows_at(block().shape.key, block().shape.head_bytes);
     const Rows value = rows_at(block().shape.value, block().shape.head_bytes);
     const int slot = head_slot();
-    for (int unit = warp_index(); unit < count * tiles; unit += kWarps) {
+    for (int unit = warp_index(); unit < count * tiles; unit += kBlockWarps) {
       const int h = unit / tiles, tile = unit % tiles;
       const int first = block().state.tile_first[tile], tokens = block().state.tile_count[tile];
       QueryTile<W, kHead, kExact> q{};
@@ -323,7 +331,7 @@ struct Encoder {
     const Rows key = rows_at(block().shape.key, block().shape.head_bytes);
     const Rows value = rows_at(block().shape.value, block().shape.head_bytes);
     const int pieces = head_dim() / 8, slot = head_slot();
-    for (int i = static_cast<int>(threadIdx.x); i < count * rows * 2 * pieces; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < count * rows * 2 * pieces; i += kBlockThreads) {
       const int piece = i % (2 * pieces), row = i / (2 * pieces) % rows,
                 of = i / (2 * pieces) / rows;
       const Rows& from = piece < pieces ? key : value;
@@ -341,7 +349,7 @@ struct Encoder {
     const Rows value = rows_at(block().shape.value, block().shape.head_bytes);
     const int slot = head_slot(), all_rows = (tokens + kTileRows - 1) / kTileRows * kTileRows;
     const int pieces = head_dim() / 8;
-    for (int begin = 0; begin < count * tiles; begin += kWarps) {
+    for (int begin = 0; begin < count * tiles; begin += kBlockWarps) {
       const int unit = begin + warp_index(), h = unit / tiles, tile = unit % tiles;
       const bool active = unit < count * tiles;
       QueryTile<W, kHead, kExact> q{};
@@ -352,7 +360,7 @@ struct Encoder {
         __syncthreads();
         const int copied = min(all_rows - k, kKeyBlock);
         for (int i = static_cast<int>(threadIdx.x); i < count * copied * 2 * pieces;
-             i += kThreads) {
+             i += kBlockThreads) {
           const int piece = i % (2 * pieces), row = i / (2 * pieces) % copied;
           const int of = i / (2 * pieces) / copied;
           const uint4 word = *reinterpret_cast<const uint4*>(
@@ -361,7 +369,7 @@ struct Encoder {
           const Rows& to = piece < pieces ? key : value;
           ptx::store_piece(to.at(row, of * slot + piece % pieces * 8), word);
         }
-        for (int i = static_cast<int>(threadIdx.x); i < copied; i += kThreads)
+        for (int i = static_cast<int>(threadIdx.x); i < copied; i += kBlockThreads)
           block().state.key_position[i] = position[k + i];
         __syncthreads();
         if (active)
@@ -380,7 +388,7 @@ struct Encoder {
   __device__ __forceinline__ static void take_tile(const int* position, int first, int tiles,
                                                    int tokens) {
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kTileRows * tiles; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < kTileRows * tiles; i += kBlockThreads) {
       block().state.position[i] = position[first + i];
       block().state.owner[i] = first + i < tokens ? 0 : -1;
     }
@@ -419,10 +427,16 @@ struct Encoder {
       const int count = ffn ? min(shape.ffn_chunk, hiddens - done) : mixed;
       if (ffn) {
         if (done > 0) __syncthreads();
-        if (is_gated(model().activation)) {
-          hidden<true>(layer, block().first_hidden + done, count, tiles);
+        const int first = block().first_hidden + done;
+        const Activation activation = model().activation;
+        if (activation == Activation::kRelu) {
+          hidden<false, true>(layer, first, count, tiles);
+        } else if (activation == Activation::kGelu) {
+          hidden<false, false>(layer, first, count, tiles);
+        } else if (activation == Activation::kGatedRelu) {
+          hidden<true, true>(layer, first, count, tiles);
         } else {
-          hidden<false>(layer, block().first_hidden + done, count, tiles);
+          hidden<true, false>(layer, first, count, tiles);
         }
       }
       __syncthreads();
@@ -486,7 +500,8 @@ struct Encoder {
                                        positions, block().state);
         if (group.tiles > 0) encode(group, positions);
         clear_masked(block().problem.tokens, block().problem.states, model().dim, group,
-                     block().rank * kWarps + warp_index(), block().shape.cluster * kWarps);
+                     block().rank * kBlockWarps + warp_index(),
+                     block().shape.cluster * kBlockWarps);
         first += group.requests;
       }
     }
@@ -494,10 +509,11 @@ struct Encoder {
 };
 
 template <class W, int kHead, bool kExact>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(encode_threads(kExact), 1)
     encode_t5_kernel(const __grid_constant__ EncodeT5Problem problem,
                      const __grid_constant__ EncodeShape shape, char* workspace) {
-  EncodeBlock& b = block();
+  using E = Encoder<W, kHead, kExact>;
+  auto& b = E::block();
   if (threadIdx.x == 0) {
     b.problem = problem;
     b.shape = shape;
@@ -511,7 +527,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     b.hiddens = 16 * (units * (rank + 1) / shape.cluster) - b.first_hidden;
   }
   __syncthreads();
-  using E = Encoder<W, kHead, kExact>;
   E::run(static_cast<int>(blockIdx.x) / shape.cluster);
   E::barrier();  // others may still read this block's sums
 }

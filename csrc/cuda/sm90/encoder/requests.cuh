@@ -6,7 +6,7 @@
 
 namespace sidmlp::cuda::sm90 {
 
-constexpr int kSegment = 4096;       // requests that are shared out among blocks at once
+constexpr int kSegment = 4096;  // requests that are shared out among blocks at once
 
 // Some requests that a block computes at once: each begins a new tile of rows. Or one request of
 // more rows than fit.
@@ -22,11 +22,12 @@ template <int kTiles, int kBlockWarps>
 struct EncodeState {
   static constexpr int kWarpCount = kBlockWarps, kThreadCount = kWarp * kBlockWarps;
 
-  alignas(16) int position[kTileRows * kTiles];  // of the token in its request; 0 where there is none
+  alignas(
+      16) int position[kTileRows * kTiles];  // of the token in its request; 0 where there is none
   alignas(16) int key_position[kKeyBlock];   // of a long request's keys
-  int owner[kTileRows * kTiles];                 // request of the group, -1: no token
-  int tile_first[kTiles];                 // the first row of the tile's request
-  int tile_count[kTiles];                 // and its number of tokens
+  int owner[kTileRows * kTiles];             // request of the group, -1: no token
+  int tile_first[kTiles];                    // the first row of the tile's request
+  int tile_count[kTiles];                    // and its number of tokens
   int counts[kBlockWarps];
   int sums[kBlockWarps];
   int begin, end;
@@ -45,7 +46,8 @@ __device__ __forceinline__ int valid_tokens(const TokensView& tokens, int64_t re
 // [kSegment]. Every thread gets the result.
 template <class State>
 __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64_t first, int count,
-                                        int index, int clusters, int* tiles, State& state) {
+                                                 int index, int clusters, int* tiles,
+                                                 State& state) {
   const int tid = static_cast<int>(threadIdx.x);
   __syncthreads();          // the last segment's share was read
   if (count <= clusters) {  // one each
@@ -120,8 +122,8 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
 // The longest group of requests first, first + 1, .. (before `end`) that fits in `tiles` tiles, and
 // where their rows are. A long request's positions go to `long_position`.
 template <class State>
-__device__ __forceinline__ Group form_group(const TokensView& tokens, int64_t first, int64_t end, int tiles,
-                                   int* long_position, State& state) {
+__device__ __forceinline__ Group form_group(const TokensView& tokens, int64_t first, int64_t end,
+                                            int tiles, int* long_position, State& state) {
   const int warp = warp_index(), lane = lane_index();
   __syncthreads();  // the last group is done
   if (first + warp < end) {

@@ -160,13 +160,15 @@ __device__ __forceinline__ void product_unit(const Rows& rows, int first_tile, i
 // rows [16 * tiles, inner] times columns: column tile c is 16 weight rows from row_of(c) on.
 // store(first tile of rows, first column tile, sum[kC][..]) gets each part of the product; column
 // tiles from `column_tiles` on are nobody's.
-template <class W, int kC, class RowOf, class Store>
+template <class W, int kC, int kBlockWarps, class RowOf, class Store>
 __device__ __forceinline__ void product(const Rows& rows, int tiles, int inner, const W* weight,
                                         int stride, int column_tiles, const RowOf& row_of,
                                         const Store& store) {
-  const int parts = (tiles + kPartTiles - 1) / kPartTiles;
+  const int wide = max((column_tiles + kC - 1) / kC, 1);
+  // Of rows: as few as there may be, or else a part for each warp.
+  const int parts = max((tiles + kPartTiles - 1) / kPartTiles, min(kBlockWarps / wide, tiles));
   const int units = (column_tiles + kC - 1) / kC * parts;
-  for (int unit = warp_index(); unit < units; unit += kWarps) {  // neighbours share columns
+  for (int unit = warp_index(); unit < units; unit += kBlockWarps) {  // neighbours share columns
     const int part = unit % parts, begin = unit / parts * kC;
     const int first = tiles * part / parts, count = tiles * (part + 1) / parts - first;
     if (count == 3) {

@@ -5,8 +5,8 @@
 // products that add to it, and stays in registers from the embedding to the states; queries, mixed
 // values and the hidden layer go from accumulator to left operand in registers. Shared memory
 // holds normed rows (left operand of the other products), keys and values of one head and of the
-// next, and weights: pieces of 16 KB in the order of use, copied in bulk into a ring, where the last
-// warp that has used a piece sends for another.
+// next, and weights: pieces of 16 KB in the order of use, copied in bulk into a ring, where the
+// last warp that has used a piece sends for another.
 //
 // Attention is mma.sync, a warp for each tile: any 16 rows may have keys of their own.
 #pragma once
@@ -22,6 +22,7 @@
 namespace sidmlp::cuda::sm90 {
 
 constexpr int kStages = 4;
+constexpr int kHeadBuffers = 2;  // of keys and values: no warp waits for the last head's readers
 constexpr int kStageBytes = 16 * 1024;
 constexpr int kWideWarps = kWideThreads / kWarp;
 constexpr int kWideRows = kTileRows * kWideTiles;
@@ -32,17 +33,27 @@ constexpr float kWideMasked = -3.0e38f;
 struct WideShared {
   char stages[kStages][kStageBytes];
   char normed[3][2][64 * kRowBytes];  // of a warpgroup, columns 0-63 and 64-127
-  char keys[2][kWideRows * kRowBytes];
-  char values[2][kWideRows * kRowBytes];
+  char keys[kHeadBuffers][kWideRows * kRowBytes];
+  char values[kHeadBuffers][kWideRows * kRowBytes];
   EncodeState<kWideTiles, kWideWarps> state;
   alignas(8) uint64_t full[kStages];
-  int released[kStages];  // warps that are done with the piece
+  int released[kStages];      // warps that are done with the piece
   alignas(16) float bias[4];  // [heads][2 T - 1]
 };
 
 extern __shared__ __align__(1024) char wide_memory[];
 __device__ __forceinline__ WideShared& wide() {
   return *reinterpret_cast<WideShared*>(wide_memory);
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// The same, computed where it stands: descriptors that are moved out of loops fill the registers.
+__device__ __forceinline__ uint32_t here(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // The weights, in pieces as they are used: for each layer, for each head K, V, Q, O, then for each
@@ -54,8 +65,8 @@ struct Pieces {
   __device__ __forceinline__ void fetch(uint32_t index) const {
     const uint32_t own = 4 * heads + 2 * chunks, stage = index % kStages;
     const uint32_t layer = index / own % layers, i = index % own;
-    const uint32_t barrier = static_cast<uint32_t>(__cvta_generic_to_shared(&wide().full[stage]));
-    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(wide().stages[stage]));
+    const uint32_t barrier = shared_address(&wide().full[stage]);
+    const uint32_t to = shared_address(wide().stages[stage]);
     constexpr uint32_t kBlock = 8192;
     const char* from = tiles + static_cast<int64_t>(layer) * own * kStageBytes;
     ptx::barrier_expect(barrier, kStageBytes);
@@ -63,7 +74,11 @@ struct Pieces {
     uint32_t first, apart = 1;
     if (i < 4u * heads) {
       const uint32_t head = i / 4, part = i % 4;
-      first = part == 3 ? 6 * heads + head : 2 * ((part == 0 ? heads : part == 1 ? 2 * heads : 0) + head);
+      first = part == 3 ? 6 * heads + head
+                        : 2 * ((part == 0   ? heads
+                                : part == 1 ? 2 * heads
+                                            : 0) +
+                               head);
       if (part == 3) apart = heads;
     } else {
       const uint32_t c = (i - 4 * heads) / 2;
@@ -75,25 +90,30 @@ struct Pieces {
   }
 };
 
-template <class W>
+template <class W, bool kRelu>
 struct WideEncoder {
   const EncodeT5Problem& problem;
   const Pieces pieces;
-  uint32_t stages, normed, keys, values, full, bias;  // shared addresses
-  int group, warp, lane, g, t;                        // warpgroup, warp in it
-  uint32_t next;                                      // piece
-  bool valid[2];                                      // rows g and g + 8 of this warp's tile
+  int group, warp, lane, g, t;  // warpgroup, warp in it
+  uint32_t next;                // piece
+  bool valid[2];                // rows g and g + 8 of this warp's tile
   float x[16][4];
 
   __device__ __forceinline__ int tile() const { return 4 * group + warp; }
+  // Shared addresses; constants, so that they hold no registers.
+  __device__ __forceinline__ static uint32_t stages() { return shared_address(wide().stages); }
+  __device__ __forceinline__ static uint32_t full() { return shared_address(wide().full); }
+  __device__ __forceinline__ uint32_t normed() const {
+    return shared_address(wide().normed) + group * 16384;
+  }
 
-  // The next piece is there; its shared address.
-  __device__ __forceinline__ uint32_t await() const {
-    const uint32_t stage = next % kStages;
-    while (!ptx::barrier_try(full + 8 * stage, next / kStages & 1)) {
+  // Piece next + ahead is there; its shared address.
+  __device__ __forceinline__ uint32_t await(uint32_t ahead = 0) const {
+    const uint32_t piece = next + ahead, stage = piece % kStages;
+    while (!ptx::barrier_try(full() + 8 * stage, piece / kStages & 1)) {
     }
     __syncwarp();
-    return stages + stage * kStageBytes;
+    return stages() + stage * kStageBytes;
   }
   __device__ __forceinline__ void release() {
     __syncwarp();
@@ -127,7 +147,7 @@ struct WideEncoder {
     float scale[2];
     norm_scale(scale);
     const int row = lane % 8 + lane / 8 % 2 * 8;
-    const uint32_t to = normed + group * 16384 + (16 * warp + row) * kRowBytes;
+    const uint32_t to = normed() + (16 * warp + row) * kRowBytes;
     ptx::named_barrier(1 + group, 128);  // the other warps' products have read the last rows
 #pragma unroll
     for (int j = 0; j < 16; j += 2) {
@@ -151,8 +171,8 @@ struct WideEncoder {
 
   // sum <- normed rows times the piece of 64 columns at `at`: begun, not waited for.
   __device__ __forceinline__ void begin_product(uint32_t at, float (&sum)[8][4]) const {
-    const uint64_t a = ptx::swizzled_descriptor(normed + group * 16384);
-    const uint64_t b = ptx::swizzled_descriptor(at);
+    const uint64_t a = ptx::swizzled_descriptor(here(normed()));
+    const uint64_t b = ptx::swizzled_descriptor(here(at));
     ptx::wgmma_shared<W, false>(sum, a, b);
 #pragma unroll
     for (int k = 1; k < 8; ++k) {
@@ -163,7 +183,7 @@ struct WideEncoder {
   }
   // x += a (64 columns in registers) times the piece at `at`: begun, not waited for.
   __device__ __forceinline__ void begin_sum(const uint32_t (&a)[4][4], uint32_t at) {
-    const uint64_t b = ptx::swizzled_descriptor(at);
+    const uint64_t b = ptx::swizzled_descriptor(here(at));
 #pragma unroll
     for (int k = 0; k < 4; ++k)
       ptx::wgmma_registers<W, true>(x, a[k][0], a[k][1], a[k][2], a[k][3], b + 2 * k);
@@ -195,10 +215,9 @@ struct WideEncoder {
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
       const uint32_t piece = (j + lane / 16) ^ (row & 7);
-      ptx::store_matrices(to + 16 * piece, narrow_two<W>(sum[j][0], sum[j][1]),
-                          narrow_two<W>(sum[j][2], sum[j][3]),
-                          narrow_two<W>(sum[j + 1][0], sum[j + 1][1]),
-                          narrow_two<W>(sum[j + 1][2], sum[j + 1][3]));
+      ptx::store_matrices(
+          to + 16 * piece, narrow_two<W>(sum[j][0], sum[j][1]), narrow_two<W>(sum[j][2], sum[j][3]),
+          narrow_two<W>(sum[j + 1][0], sum[j + 1][1]), narrow_two<W>(sum[j + 1][2], sum[j + 1][3]));
     }
   }
 
@@ -207,8 +226,7 @@ struct WideEncoder {
                                          uint32_t head_bias, uint32_t (&out)[4][4]) const {
     const auto& state = wide().state;
     const int first = state.tile_first[tile()], count = state.tile_count[tile()];
-    const uint32_t position =
-        static_cast<uint32_t>(__cvta_generic_to_shared(state.position)) + 4 * first + 8 * t;
+    const uint32_t position = shared_address(state.position) + 4 * first + 8 * t;
     float sum[8][4], most[2] = {kWideMasked, kWideMasked}, total[2] = {0.0f, 0.0f};
     uint32_t offset[2];
 #pragma unroll
@@ -217,8 +235,8 @@ struct WideEncoder {
       for (int e = 0; e < 4; ++e) sum[j][e] = 0.0f;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      offset[r] = head_bias + 4 * (problem.tokens.tokens - 1 -
-                                   state.position[16 * tile() + g + 8 * r]);
+      offset[r] =
+          head_bias + 4 * (problem.tokens.tokens - 1 - state.position[16 * tile() + g + 8 * r]);
     const uint32_t flip = lane & 7;
     // Keys: matrix lane / 8 is piece lane / 8 of four. Values: as QueryTile.
     const uint32_t key_row = key + (first + lane % 8) * kRowBytes;
@@ -312,50 +330,88 @@ struct WideEncoder {
     pack(sum, out, [&](float v, int r) { return v * scale[r]; });
   }
 
-  __device__ __forceinline__ void attention(const float* gain) {
-    norm(gain);
-#pragma unroll 1
-    for (int head = 0; head < pieces.heads; ++head) {
-      const uint32_t key = keys + head % 2 * (kWideRows * kRowBytes);
-      const uint32_t value = values + head % 2 * (kWideRows * kRowBytes);
-      uint32_t q[4][4], mixed[4][4];
-      {
-        float sum[8][4];
-        product(sum);
-        store_rows(sum, key);
-        product(sum);
-        store_rows(sum, value);
-        product(sum);
-        pack(sum, q, [](float v, int) { return v; });
-      }
-      __syncthreads();  // all keys and values; those of the head before the last were read
-      attend(q, key, value, bias + 4 * head * (2 * problem.tokens.tokens - 1), mixed);
-      const uint32_t at = await();
-      ptx::wgmma_fence();
-      begin_sum(mixed, at);
-      ptx::wgmma_wait<0>();
+  // Keys and values of one head -> shared memory, its queries -> registers. The keys' product is
+  // the last of those begun, and with `others` one more piece before it is in use.
+  template <bool kOthers>
+  __device__ __forceinline__ void finish_keys(float (&key)[8][4], int head, uint32_t (&q)[4][4]) {
+    float value[8][4];
+    if constexpr (kOthers) {
+      ptx::wgmma_wait<1>();
       release();
     }
+    const uint32_t second = await(1);
+    ptx::wgmma_fence();
+    begin_product(second, value);
+    ptx::wgmma_wait<1>();
+    release();
+    store_rows(key, keys_of(head));
+    const uint32_t third = await(1);
+    ptx::wgmma_fence();
+    begin_product(third, key);  // now the queries
+    ptx::wgmma_wait<1>();
+    release();
+    store_rows(value, values_of(head));
+    ptx::wgmma_wait<0>();
+    release();
+    pack(key, q, [](float v, int) { return v; });
+  }
+  __device__ __forceinline__ static uint32_t keys_of(int head) {
+    return shared_address(wide().keys[head % kHeadBuffers]);
+  }
+  __device__ __forceinline__ static uint32_t values_of(int head) {
+    return shared_address(wide().values[head % kHeadBuffers]);
+  }
+  __device__ __forceinline__ void attend_head(const uint32_t (&q)[4][4], int head,
+                                              uint32_t (&mixed)[4][4]) const {
+    __syncthreads();  // all keys and values are stored; those of the head before were read
+    attend(q, keys_of(head), values_of(head),
+           shared_address(wide().bias) + 4 * head * (2 * problem.tokens.tokens - 1), mixed);
+  }
+
+  __device__ __forceinline__ void attention(const float* gain) {
+    norm(gain);
+    uint32_t q[4][4], mixed[4][4];
+    {
+      float key[8][4];
+      const uint32_t in = await();
+      ptx::wgmma_fence();
+      begin_product(in, key);
+      finish_keys<false>(key, 0, q);
+    }
+#pragma unroll 1
+    for (int head = 1; head < pieces.heads; ++head) {
+      attend_head(q, head - 1, mixed);
+      float key[8][4];
+      const uint32_t out = await(), in = await(1);
+      ptx::wgmma_fence();
+      begin_sum(mixed, out);
+      begin_product(in, key);
+      finish_keys<true>(key, head, q);
+    }
+    attend_head(q, pieces.heads - 1, mixed);
+    const uint32_t out = await();
+    ptx::wgmma_fence();
+    begin_sum(mixed, out);
+    ptx::wgmma_wait<0>();
+    release();
   }
 
   __device__ __forceinline__ void feed_forward(const float* gain) {
     norm(gain);
-    const Activation activation = problem.model.activation;
-    const auto act = [&](float v, int) { return activate<W>(activation, v); };
+    const auto act = [](float v, int) {
+      return kRelu ? activate<W>(Activation::kRelu, v) : activate<W>(Activation::kGelu, v);
+    };
     float sum[8][4];
     uint32_t hidden[4][4];
     product(sum);
 #pragma unroll 1
     for (int chunk = 1; chunk < pieces.chunks; ++chunk) {
       pack(sum, hidden, act);
-      const uint32_t out = await();
+      const uint32_t out = await(), in = await(1);
       ptx::wgmma_fence();
       begin_sum(hidden, out);
-      ++next;
-      const uint32_t in = await();
       begin_product(in, sum);
       ptx::wgmma_wait<0>();
-      --next;
       release();
       release();
     }
@@ -371,15 +427,17 @@ struct WideEncoder {
     const auto& state = wide().state;
     const T5View& model = problem.model;
     const int64_t tokens = problem.tokens.tokens;
-    int64_t at[2];  // token of rows g and g + 8 among all
+    auto token_of = [&](int r) {  // of row g or g + 8, among all; negative: none
+      const int row = 16 * tile() + g + 8 * r, owner = state.owner[row];
+      return owner < 0 ? -1 : (requests.first + owner) * tokens + state.position[row];
+    };
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = 16 * tile() + g + 8 * r, owner = state.owner[row];
-      valid[r] = owner >= 0;
-      at[r] = (requests.first + owner) * tokens + state.position[row];
+      const int64_t at = token_of(r);
+      valid[r] = at >= 0;
       const W* embedding = nullptr;
       if (valid[r]) {
-        const int64_t id = __ldg(problem.tokens.ids + at[r]);
+        const int64_t id = __ldg(problem.tokens.ids + at);
         if (id >= 0 && id < model.vocab_size)
           embedding = static_cast<const W*>(model.embedding) + id * kWideDim;
       }
@@ -388,8 +446,7 @@ struct WideEncoder {
       for (int j = 0; j < 16; ++j) {
         float2 two{none, none};
         if (embedding != nullptr)
-          two = widen_two<W>(
-              __ldg(reinterpret_cast<const uint32_t*>(embedding + 8 * j + 2 * t)));
+          two = widen_two<W>(__ldg(reinterpret_cast<const uint32_t*>(embedding + 8 * j + 2 * t)));
         x[j][2 * r] = two.x, x[j][2 * r + 1] = two.y;
       }
     }
@@ -403,7 +460,7 @@ struct WideEncoder {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (!valid[r]) continue;
-      W* to = static_cast<W*>(problem.states) + at[r] * kWideDim + 2 * t;
+      W* to = static_cast<W*>(problem.states) + token_of(r) * kWideDim + 2 * t;
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
         const float2 w = __ldg(reinterpret_cast<const float2*>(model.final_gain + 8 * j + 2 * t));
@@ -414,7 +471,7 @@ struct WideEncoder {
   }
 };
 
-template <class W>
+template <class W, bool kRelu>
 __global__ void __launch_bounds__(kWideThreads, 1)
     encode_t5_wide_kernel(const __grid_constant__ EncodeT5Problem problem) {
   const int tid = static_cast<int>(threadIdx.x);
@@ -422,12 +479,11 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   const TokensView& tokens = problem.tokens;
   auto& shared = wide();
   auto& state = shared.state;
-  auto address = [](const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); };
   const Pieces pieces{static_cast<const char*>(model.tiles), model.num_heads, model.ffn_dim / 64,
                       model.num_layers};
   if (tid == 0) {
     for (int i = 0; i < kStages; ++i) {
-      ptx::barrier_init(address(&shared.full[i]), 1);
+      ptx::barrier_init(shared_address(&shared.full[i]), 1);
       shared.released[i] = 0;
     }
     ptx::barrier_init_fence();
@@ -442,22 +498,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   }
   __syncthreads();
   const int lane = tid % kWarp;
-  WideEncoder<W> encoder{problem,
-                         pieces,
-                         address(shared.stages),
-                         address(shared.normed),
-                         address(shared.keys),
-                         address(shared.values),
-                         address(shared.full),
-                         address(shared.bias),
-                         tid / 128,
-                         tid / kWarp % 4,
-                         lane,
-                         lane / 4,
-                         lane % 4,
-                         0,
-                         {},
-                         {}};
+  WideEncoder<W, kRelu> encoder{
+      problem, pieces, tid / 128, tid / kWarp % 4, lane, lane / 4, lane % 4, 0, {}, {}};
   for (int64_t segment = 0; segment < tokens.batch; segment += kSegment) {
     const int count = static_cast<int>(min(static_cast<int64_t>(kSegment), tokens.batch - segment));
     share_of_segment(tokens, segment, count, static_cast<int>(blockIdx.x),
@@ -467,7 +509,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       const Group group = form_group(tokens, first, end, kWideTiles, nullptr, state);
       for (int i = kTileRows * group.tiles + tid; i < kWideRows; i += kWideThreads) {
         state.owner[i] = -1, state.position[i] = 0;
-        if (i % kTileRows == 0) state.tile_first[i / kTileRows] = state.tile_count[i / kTileRows] = 0;
+        if (i % kTileRows == 0)
+          state.tile_first[i / kTileRows] = state.tile_count[i / kTileRows] = 0;
       }
       __syncthreads();
       if (group.tiles > 0) encoder.encode(group);
@@ -479,6 +522,13 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     encoder.await();
     ++encoder.next;
   }
+}
+
+template <class W>
+const void* wide_kernel_of(Activation activation) {
+  return activation == Activation::kRelu
+             ? reinterpret_cast<const void*>(&encode_t5_wide_kernel<W, true>)
+             : reinterpret_cast<const void*>(&encode_t5_wide_kernel<W, false>);
 }
 
 }  // namespace sidmlp::cuda::sm90

@@ -21,8 +21,8 @@ constexpr bool takes_wide(const T5View& m) {
 int wide_shared_bytes(const EncodeT5Problem& problem);  // of a block
 
 // Kernels by dtype, each in a file of its own.
-const void* wide_bf16();
-const void* wide_fp16();
+const void* wide_bf16(Activation activation);
+const void* wide_fp16(Activation activation);
 
 constexpr int kWideThreads = 384;
 

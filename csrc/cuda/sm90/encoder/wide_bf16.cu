@@ -3,9 +3,7 @@
 
 namespace sidmlp::cuda::sm90 {
 
-const void* wide_bf16() {
-  return reinterpret_cast<const void*>(&encode_t5_wide_kernel<__nv_bfloat16>);
-}
+const void* wide_bf16(Activation activation) { return wide_kernel_of<__nv_bfloat16>(activation); }
 
 int wide_shared_bytes(const EncodeT5Problem& problem) {
   return static_cast<int>(sizeof(WideShared)) +

@@ -3,8 +3,6 @@
 
 namespace sidmlp::cuda::sm90 {
 
-const void* wide_fp16() {
-  return reinterpret_cast<const void*>(&encode_t5_wide_kernel<__half>);
-}
+const void* wide_fp16(Activation activation) { return wide_kernel_of<__half>(activation); }
 
 }  // namespace sidmlp::cuda::sm90
