@@ -64,12 +64,13 @@ sanitize: $(BUILT) $(TEST)
 	export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
 	cmake -S . -B $(NATIVE) -DSIDMLP_NATIVE_TESTS=ON -DSIDMLP_LIBRARY_DIR=$(CURDIR)/$(NATIVE)/lib \
 	  -DPython_EXECUTABLE="$$($(PY) -c 'import sys; print(sys.executable)')" && \
-	cmake --build $(NATIVE) --target decode_check --parallel
+	cmake --build $(NATIVE) --target decode_check encode_check --parallel
 	for tool in memcheck racecheck initcheck synccheck; do \
 	  echo "compute-sanitizer --tool $$tool"; \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(NATIVE)/native/decode_check --small && \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(NATIVE)/native/decode_check --small \
-	    --cases 20 || exit 1; \
+	    --cases 20 && \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(NATIVE)/native/encode_check --small || exit 1; \
 	done
 	for tool in memcheck racecheck initcheck synccheck; do \
 	  echo "compute-sanitizer --tool $$tool, pytest"; \

@@ -12,8 +12,9 @@ from .batching import Batch
 from .catalogue import Catalogue
 from .encoder import T5Encoder
 from .graphs import GraphDecoder
+from .mlp_encoder import MLPEncoder
 from .recommender import Recommendations, Recommender, load
-from .spec import DecodeSpec, StudentSpec, T5Spec, TokenSpec
+from .spec import DecodeSpec, MLPEncoderSpec, StudentSpec, T5Spec, TokenSpec
 from .student import Student
 
 __version__ = "0.1.0"
@@ -23,6 +24,8 @@ __all__ = [
     "Catalogue",
     "DecodeSpec",
     "GraphDecoder",
+    "MLPEncoder",
+    "MLPEncoderSpec",
     "Recommendations",
     "Recommender",
     "Student",

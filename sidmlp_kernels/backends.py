@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from .ops import library
-from .spec import StudentSpec, check_choice
+from .spec import EncoderSpec, StudentSpec, T5Spec, check_choice
+from .trie import host_library
 
 logger = logging.getLogger("sidmlp_kernels")
 
@@ -27,6 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _MAX_WIDTH = 1 << 20
 _MAX_BLOCKS = 64
 _MAX_BEAMS = 1 << 16
+_MAX_ENCODER_LAYERS = 8  # csrc/sidmlp/encoder_view.h
 
 _CUDA_CAPABILITY = (9, 0)  # CMakeLists.txt builds sm_90a only
 
@@ -50,15 +52,17 @@ class Sizes:
 class Backend:
     """One way to run the operators.
 
-    auto_dtype  what dtype="auto" means here
-    why_not     Sizes -> "" or the reason why it cannot
-    rather_not  Sizes that it can run -> "" or the reason why another is faster, as a clause
+    auto_dtype       what dtype="auto" means here
+    why_not          Sizes -> "" or the reason why it cannot
+    encoder_why_not  sizes of an encoder, dtype -> "" or why it has no operator for it
+    rather_not       Sizes that it can run -> "" or the reason why another is faster, as a clause
     """
 
     name: str
     device_type: str
     auto_dtype: torch.dtype
     why_not: Callable[[Sizes], str]
+    encoder_why_not: Callable[[EncoderSpec, torch.dtype], str]
     rather_not: Callable[[Sizes], str] = lambda sizes: ""
 
 
@@ -151,11 +155,37 @@ def _triton_why_not(sizes: Sizes) -> str:
     return _operators_why_not(sizes) or _above(limits)
 
 
+def _cpu_encoder_why_not(spec: EncoderSpec, dtype: torch.dtype) -> str:
+    widths = ["dim"]
+    widths += ["num_heads", "head_dim", "ffn_dim"] if isinstance(spec, T5Spec) else ["hidden_dim"]
+    limits = [(name, getattr(spec, name), _MAX_WIDTH) for name in widths]
+    limits.append(("num_layers", spec.num_layers, _MAX_ENCODER_LAYERS))
+    return library.load("cpu") or _above(limits)
+
+
+def _cuda_encoder_why_not(spec: EncoderSpec, dtype: torch.dtype) -> str:
+    if not isinstance(spec, T5Spec):
+        return "this backend fuses T5 encoders only"
+    reason = host_library().encode_t5_why_not(
+        half=dtype != torch.float32,
+        dim=spec.dim,
+        layers=spec.num_layers,
+        heads=spec.num_heads,
+        head_dim=spec.head_dim,
+        ffn_dim=spec.ffn_dim,
+    )
+    return library.load("cuda") or str(reason)
+
+
+def _triton_encoder_why_not(spec: EncoderSpec, dtype: torch.dtype) -> str:
+    return "this backend has no fused encoder"
+
+
 # In the order of preference of "auto".
 BACKENDS = (
-    Backend("cuda", "cuda", torch.float32, _cuda_why_not, _cuda_rather_not),
-    Backend("triton", "cuda", torch.float32, _triton_why_not),
-    Backend("cpu", "cpu", torch.float32, _cpu_why_not),
+    Backend("cuda", "cuda", torch.float32, _cuda_why_not, _cuda_encoder_why_not, _cuda_rather_not),
+    Backend("triton", "cuda", torch.float32, _triton_why_not, _triton_encoder_why_not),
+    Backend("cpu", "cpu", torch.float32, _cpu_why_not, _cpu_encoder_why_not),
 )
 
 
@@ -181,6 +211,14 @@ def why_not(
     """
     found = _by_name(name)
     return found.why_not(Sizes(spec, None if dtype is None else parse_dtype(dtype), num_beams))
+
+
+def encoder_why_not(name: str, spec: EncoderSpec, dtype: torch.dtype | str) -> str:
+    """Why backend `name` has no fused operator for this encoder; "" when it has one.
+
+    Raises ValueError for an unknown name.
+    """
+    return _by_name(name).encoder_why_not(spec, parse_dtype(dtype))
 
 
 def resolve(

@@ -4,12 +4,13 @@ Format version 1, three files:
 
     config.json           {"format": "sidmlp", "format_version": 1,
                            "student": {fields of StudentSpec}, "tokens": {fields of TokenSpec},
-                           "encoder": null | {"kind": "t5", fields of T5Spec},
+                           "encoder": null | {"kind": "t5", fields of T5Spec}
+                                           | {"kind": "mlp", fields of MLPEncoderSpec},
                            "decode": {fields of DecodeSpec},
                            "checksums": {file name: sha256 in hex, for each of the three}}
     model.safetensors     "student.<name>" as in sidmlp_kernels.student and, with an encoder,
-                          "encoder.<name>" as in sidmlp_kernels.encoder; written as fp32, read from
-                          any float dtype
+                          "encoder.<name>" as in sidmlp_kernels.encoder or .mlp_encoder; written as
+                          fp32, read from any float dtype
     catalogue.safetensors see sidmlp_kernels.catalogue_file
 
 A file cannot hold its own checksum, so that of config.json is taken over its content without it:
@@ -40,7 +41,8 @@ from torch import Tensor
 
 from .catalogue import Catalogue
 from .encoder import T5Encoder
-from .spec import DecodeSpec, StudentSpec, T5Spec, TokenSpec
+from .mlp_encoder import MLPEncoder
+from .spec import DecodeSpec, EncoderSpec, MLPEncoderSpec, StudentSpec, T5Spec, TokenSpec
 from .student import Student
 
 FORMAT = "sidmlp"
@@ -50,6 +52,7 @@ FILES = (CONFIG, MODEL, CATALOGUE)
 
 _KEYS = {"format", "format_version", "student", "tokens", "encoder", "decode", "checksums"}
 _REFETCH = "download or export the checkpoint again"
+_T5, _MLP = "t5", "mlp"  # kinds of encoder
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -64,7 +67,7 @@ class Checkpoint:
     tokens: TokenSpec
     decode: DecodeSpec
     catalogue: Catalogue
-    encoder: T5Encoder | None = None
+    encoder: T5Encoder | MLPEncoder | None = None
 
     def __post_init__(self) -> None:
         codes = self.student.spec.codes_per_level
@@ -91,7 +94,7 @@ def check_catalogue(catalogue: Catalogue, codes_per_level: tuple[int, ...]) -> N
         )
 
 
-def check_encoder(encoder: T5Spec, student: StudentSpec, tokens: TokenSpec) -> None:
+def check_encoder(encoder: EncoderSpec, student: StudentSpec, tokens: TokenSpec) -> None:
     """ValueError unless the encoder embeds every token and gives states of the student's width."""
     if encoder.dim != student.dim:
         raise ValueError(
@@ -102,6 +105,18 @@ def check_encoder(encoder: T5Spec, student: StudentSpec, tokens: TokenSpec) -> N
         raise ValueError(
             f"encoder: expected vocab_size >= {tokens.vocab_size}, the tokens in use, got "
             f"{encoder.vocab_size}; pass the TokenSpec that the encoder was trained with"
+        )
+    if isinstance(encoder, T5Spec):
+        return
+    if encoder.num_roles != student.num_levels:
+        raise ValueError(
+            f"encoder: expected num_roles={student.num_levels}, one for each level of the student, "
+            f"got {encoder.num_roles}; pass the encoder that the student was distilled from"
+        )
+    if encoder.max_length < tokens.max_length:
+        raise ValueError(
+            f"encoder: expected max_length >= {tokens.max_length}, the longest request in tokens, "
+            f"got {encoder.max_length}; lower max_items of the TokenSpec"
         )
 
 
@@ -126,9 +141,12 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     with _blame(f"{directory / MODEL}"):
         owners = ("student",) if encoder_spec is None else ("student", "encoder")
         weights = _read_tensors(directory / MODEL, owners)
-        student, encoder = Student(spec, weights["student"]), None
-        if encoder_spec is not None:
+        student = Student(spec, weights["student"])
+        encoder: T5Encoder | MLPEncoder | None = None
+        if isinstance(encoder_spec, T5Spec):
             encoder = T5Encoder.from_weights(encoder_spec, weights["encoder"])
+        elif encoder_spec is not None:
+            encoder = MLPEncoder.from_weights(encoder_spec, weights["encoder"])
     catalogue = Catalogue.load(directory / CATALOGUE)  # names the file itself
     with _blame(f"{directory}"):
         return Checkpoint(student, tokens, decode, catalogue, encoder)
@@ -200,7 +218,7 @@ def _write_files(checkpoint: Checkpoint, directory: Path) -> None:
         "format_version": FORMAT_VERSION,
         "student": checkpoint.student.spec.to_dict(),
         "tokens": checkpoint.tokens.to_dict(),
-        "encoder": None if encoder is None else {"kind": "t5", **encoder.spec.to_dict()},
+        "encoder": None if encoder is None else _encoder_entry(encoder.spec),
         "decode": checkpoint.decode.to_dict(),
         "checksums": {name: _sha256(directory / name) for name in (MODEL, CATALOGUE)},
     }
@@ -308,13 +326,20 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _encoder_spec(entry: object) -> T5Spec | None:
+def _encoder_entry(spec: EncoderSpec) -> dict[str, Any]:
+    return {"kind": _T5 if isinstance(spec, T5Spec) else _MLP, **spec.to_dict()}
+
+
+def _encoder_spec(entry: object) -> EncoderSpec | None:
     if entry is None:
         return None
-    if not isinstance(entry, Mapping) or entry.get("kind") != "t5":
-        kind = entry.get("kind") if isinstance(entry, Mapping) else entry
-        raise ValueError(f'expected null or "kind": "t5", got {kind!r}; upgrade sidmlp-kernels')
-    return T5Spec.from_dict({name: value for name, value in entry.items() if name != "kind"})
+    kind = entry.get("kind") if isinstance(entry, Mapping) else entry
+    if not isinstance(entry, Mapping) or kind not in (_T5, _MLP):
+        raise ValueError(
+            f'expected null or "kind": "{_T5}" or "{_MLP}", got {kind!r}; upgrade sidmlp-kernels'
+        )
+    fields = {name: value for name, value in entry.items() if name != "kind"}
+    return T5Spec.from_dict(fields) if kind == _T5 else MLPEncoderSpec.from_dict(fields)
 
 
 @contextlib.contextmanager

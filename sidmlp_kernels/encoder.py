@@ -38,18 +38,27 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Tensor:
     """Bucket of key j seen from query i, int64 [length, length].
 
-    With n = num_buckets / 2 buckets for each direction and m = n / 2, a distance d = |j - i| takes
-    bucket d below m, then m + floor(log(d / m) / log(max_distance / m) * (n - m)), at most n - 1;
-    n is added for keys after the query. Computed in fp32 on the CPU whatever the model's device: at
-    the borders of a bucket another rounding would choose another bucket than training did.
+    n = num_buckets / 2 is added to the bucket of the distance |j - i| for keys after the query.
+    """
+    bucket = distance_buckets(length, num_buckets, max_distance)
+    d = torch.arange(length)
+    offset = d[None, :] - d[:, None]  # [query, key]
+    return bucket[offset.abs()] + num_buckets // 2 * (offset > 0)
+
+
+def distance_buckets(length: int, num_buckets: int, max_distance: int) -> Tensor:
+    """Bucket of each distance below `length`, in one direction, int64 [length].
+
+    With n = num_buckets / 2 buckets and m = n / 2, a distance d takes bucket d below m, then
+    m + floor(log(d / m) / log(max_distance / m) * (n - m)), at most n - 1. Computed in fp32 on the
+    CPU whatever the model's device: at the borders of a bucket another rounding would choose
+    another bucket than training did.
     """
     n = num_buckets // 2
     m = n // 2
     d = torch.arange(length)
     far = torch.log(d.clamp(min=1).float() / m) / math.log(max_distance / m) * (n - m)
-    bucket = torch.where(d < m, d, (m + far.long()).clamp(max=n - 1))  # [length], by distance
-    offset = d[None, :] - d[:, None]  # [query, key]
-    return bucket[offset.abs()] + n * (offset > 0)
+    return torch.where(d < m, d, (m + far.long()).clamp(max=n - 1))
 
 
 class _RMSNorm(nn.Module):

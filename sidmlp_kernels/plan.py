@@ -20,10 +20,11 @@ from sidmlp_kernels.packing import PackedWeights
 from sidmlp_kernels.tracing import traced
 
 if TYPE_CHECKING:
+    from sidmlp_kernels.encoder_plan import EncoderPlan
     from sidmlp_kernels.ops.cuda_kernels import Cut
     from sidmlp_kernels.ops.triton.bound import BoundPlan
 
-ISAS = ("auto", "plain", "avx2", "avx512")
+ISAS = ("auto", "plain", "avx2", "avx512", "avx512bf16")
 
 # A level is dense where a node continues with more than this share of all codes: a dense tile reads
 # each weight row once for several beams, a sparse one computes fewer logits. Tensor cores make
@@ -68,8 +69,10 @@ class DecodePlan:
     chosen: str = ""  # why this backend, see sidmlp_kernels.backends; "": not said
     kernel: str = ""  # of the CUDA backend, see sidmlp_kernels.ops.cuda_kernels
     cuts: tuple[Cut, ...] = ()  # of its tensor core kernel, by batch
+    encoder: EncoderPlan | None = None
     _decode_args: tuple = field(init=False, repr=False)
     _readout: list[Tensor] = field(init=False, repr=False)
+    _encoder_args: tuple = field(init=False, repr=False, default=())
     _heads_catalogue: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
     # Triton's host side is Python: what an operator checks and chooses is done once, here.
     _bound: BoundPlan | None = field(init=False, repr=False)
@@ -92,6 +95,8 @@ class DecodePlan:
         object.__setattr__(self, "_decode_args", arguments)
         object.__setattr__(self, "_readout", list(packed.readout))
         object.__setattr__(self, "_heads_catalogue", tensors)
+        if self.encoder is not None and self.encoder.joins_decode:
+            object.__setattr__(self, "_encoder_args", self.encoder.operator_args())
         bound = None
         if self.backend == "triton":
             from sidmlp_kernels.ops.triton.bound import BoundPlan
@@ -114,6 +119,27 @@ class DecodePlan:
         return operator("decode_states", self.backend)(
             states,
             mask,
+            self._readout,
+            *self._heads_catalogue,
+            exclude_ids,
+            exclude_offsets,
+            *self._decode_args,
+        )
+
+    @traced("plan.recommend")
+    def recommend(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        exclude_ids: Tensor | None = None,
+        exclude_offsets: Tensor | None = None,
+    ) -> Results:
+        """ids int64 [B, T], mask bool [B, T] -> items, scores, codes, counts, by one operator;
+        where `encoder.joins_decode`."""
+        return operator("recommend", self.backend)(
+            ids,
+            mask,
+            *self._encoder_args,
             self._readout,
             *self._heads_catalogue,
             exclude_ids,
@@ -177,6 +203,7 @@ class DecodePlan:
             f"{self.num_beams} beams, k {self.k}, {self.normalisation}, "
             f"catalogue version {self.snapshot.version}",
             *([f"chosen: {self.chosen}"] if self.chosen else []),
+            *([str(self.encoder)] if self.encoder is not None else []),
             *([f"kernel: {self.kernel}"] if self.kernel else []),
             f"{'level':>9} {'codes':>6} {'nodes':>9} {'children':>9} {'only child':>10}  logits",
         ]
@@ -205,12 +232,13 @@ def make_plan(
     normalisation: str = "children",
     isa: str = "auto",
     chosen: str = "",
+    encoder: EncoderPlan | None = None,
 ) -> DecodePlan:
     """Chooses how each level is computed, from the model's and the catalogue's own numbers.
 
     The caller has checked its arguments (`Recommender` does). isa: "auto", or the CPU instruction
-    set to force: "plain", "avx2", "avx512" (the operator raises RuntimeError where it is missing).
-    chosen: why this backend, for the printed plan.
+    set to force, one of ISAS (the operator raises RuntimeError where it is missing).
+    chosen: why this backend, for the printed plan. encoder: what makes the states, for `print`.
     """
     levels = []
     cuts: tuple[Cut, ...] = ()
@@ -257,4 +285,5 @@ def make_plan(
         chosen,
         kernel,
         cuts,
+        encoder,
     )

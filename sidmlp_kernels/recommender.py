@@ -12,12 +12,11 @@ reads it once, so codes, items and version of an answer always come from one cat
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,18 +29,18 @@ from .backends import resolve, why_not
 from .batching import Batch, describe, flatten_ids, make_batch
 from .catalogue import Catalogue, CatalogueSnapshot
 from .encoder import T5Encoder
+from .encoder_plan import FORMS, Encoder, EncoderModule, EncoderPlan, plan_encoder
 from .known_items import Integers, KnownItems
+from .mlp_encoder import MLPEncoder
 from .packing import pack
 from .plan import DecodePlan, make_plan
 from .serving_state import ServingState, Settings, settings_of
-from .spec import DecodeSpec, TokenSpec
+from .spec import DecodeSpec, TokenSpec, check_choice
 from .student import Student, check_cast
 from .tracing import traced
 
 if TYPE_CHECKING:
     from .graphs import GraphDecoder
-
-Encoder = Callable[[Tensor, Tensor], Tensor]
 
 _Exclusion = tuple[Tensor | None, Tensor | None]
 _STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -70,10 +69,12 @@ def load(
     device: torch.device | str = "auto",
     dtype: torch.dtype | str = "auto",
     backend: str = "auto",
+    encoder_form: str = "auto",
 ) -> Recommender:
     """A Recommender from a checkpoint directory or a Hugging Face hub id.
 
-    device, dtype ("float32", "bfloat16", "float16" or a torch.dtype) and backend may be "auto".
+    device, dtype ("float32", "bfloat16", "float16" or a torch.dtype), backend and encoder_form
+    ("throughput", "torch", ..: see sidmlp_kernels.encoder_plan) may be "auto".
     Raises ValueError for a damaged checkpoint and for what cannot run here (see
     sidmlp_kernels.checkpoint and sidmlp_kernels.backends).
     """
@@ -87,19 +88,21 @@ def load(
         backend,
         tokens=found.tokens,
         decode=found.decode,
+        encoder_form=encoder_form,
     )
 
 
 class Recommender:
     """A student, the catalogue that it recommends from and, usually, an encoder.
 
-    encoder  None (then only `decode_states` and `beam_decode` work), a T5Encoder (copied, converted
-             to `dtype`, saved with the model) or any callable (ids int64 [B, T], mask bool [B, T])
-             -> states [B, T, D] on the model's device
+    encoder  None (then only `decode_states` and `beam_decode` work), a T5Encoder or MLPEncoder
+             (copied, converted to `dtype`, saved with the model) or any callable (ids int64 [B, T],
+             mask bool [B, T]) -> states [B, T, D] on the model's device
     backend  "auto" chooses for each combination of settings, on one device; `backend` afterwards is
              its choice for the defaults
     tokens   how histories become ids; None: TokenSpec.for_codes(codes_per_level)
     decode   defaults of a call; None: DecodeSpec.for_levels(L)
+    encoder_form  how the encoder runs, see sidmlp_kernels.encoder_plan
 
     Any number of threads may use one Recommender. Raises ValueError where the parts do not fit each
     other, where a weight overflows in `dtype`, and where nothing here can run them.
@@ -116,6 +119,7 @@ class Recommender:
         *,
         tokens: TokenSpec | None = None,
         decode: DecodeSpec | None = None,
+        encoder_form: str = "auto",
     ) -> None:
         _check_type(student, "student", Student)
         _check_type(catalogue, "catalogue", Catalogue)
@@ -127,27 +131,34 @@ class Recommender:
         _check_type(self.defaults, "decode", DecodeSpec)
 
         # A copy whose values are checked, fp32, which is what save_pretrained writes.
-        self._t5: T5Encoder | None = None
+        self._module: EncoderModule | None = None
         if isinstance(encoder, T5Encoder):
-            self._t5 = T5Encoder.from_weights(encoder.spec, encoder.state_dict())
+            self._module = T5Encoder.from_weights(encoder.spec, encoder.state_dict())
+        elif isinstance(encoder, MLPEncoder):
+            self._module = MLPEncoder.from_weights(encoder.spec, encoder.state_dict())
         elif encoder is not None and not callable(encoder):
             raise ValueError(
-                f"encoder: expected None, a T5Encoder or a callable (ids, mask) -> states, got "
-                f"{type(encoder).__name__}; pass one of these"
+                "encoder: expected None, a T5Encoder, an MLPEncoder or a callable (ids, mask) -> "
+                f"states, got {type(encoder).__name__}; pass one of these"
             )
-        checkpoint.Checkpoint(student, self.tokens, self.defaults, catalogue, self._t5)  # checks
+        # Checks that the parts fit each other.
+        checkpoint.Checkpoint(student, self.tokens, self.defaults, catalogue, self._module)
 
         beams = self.defaults.num_beams
         choice = resolve(backend, device, dtype, spec=student.spec, num_beams=beams)
         self._asked = backend
         self.backend, self.device, self.dtype = choice.backend.name, choice.device, choice.dtype
         student.check_cast(self.dtype)
-        self._encoder = encoder
-        if self._t5 is not None:
-            check_cast(self._t5.state_dict(), self.dtype, "encoder weights")
-            self._encoder = self._t5
-            if (self.device, self.dtype) != (torch.device("cpu"), torch.float32):
-                self._encoder = copy.deepcopy(self._t5).to(self.device, self.dtype)
+        if self._module is not None:
+            check_cast(self._module.state_dict(), self.dtype, "encoder weights")
+            encoder = self._module
+        self._encoder: EncoderPlan | None = None
+        if encoder is not None:
+            self._encoder = plan_encoder(
+                encoder, self.backend, self.device, self.dtype, encoder_form
+            )
+        else:
+            check_choice(encoder_form, "encoder_form", FORMS)
         self._packed = pack(student, self.dtype).to(self.device)
         self._write_lock = threading.Lock()
         self._state = ServingState.first(catalogue, codes, self._make_plan)
@@ -218,7 +229,14 @@ class Recommender:
                     f"backend: expected {backend} to run these settings, got {reason}; "
                     "change them or load the model with another backend"
                 )
-        plan = make_plan(self._packed, snapshot, backend, **settings._asdict(), chosen=chosen)
+        plan = make_plan(
+            self._packed,
+            snapshot,
+            backend,
+            **settings._asdict(),
+            chosen=chosen,
+            encoder=self._encoder,
+        )
         plan.prepare()
         return plan
 
@@ -275,10 +293,14 @@ class Recommender:
                 f"batch: expected tensors on {self.device}, got {batch.ids.device}; "
                 "use batch.to(model.device)"
             )
-        if self._t5 is not None:
-            batch.check_vocabulary(self._t5.spec.vocab_size)
+        if self._module is not None:
+            batch.check_vocabulary(self._module.spec.vocab_size)
+            encoder.check_tokens(batch.ids)
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
         excluded = self._exclusion(exclude, len(batch))
+        if encoder.joins_decode:
+            results = plan.recommend(batch.ids.contiguous(), batch.mask.contiguous(), *excluded)
+            return Recommendations(*results, plan.snapshot.version)
         states = self._encode(encoder, batch)
         self._check_states(states, batch.mask)
         return self._run_states(plan, states, batch.mask, excluded)
@@ -367,10 +389,10 @@ class Recommender:
         Raises ValueError for an encoder that is a callable of your own, which a checkpoint cannot
         hold, unless `include_encoder` is False.
         """
-        if include_encoder and self._encoder is not None and self._t5 is None:
+        if include_encoder and self._encoder is not None and self._module is None:
             raise ValueError(
-                "encoder: expected None or a T5Encoder to save, got "
-                f"{type(self._encoder).__name__}; pass include_encoder=False to leave it out"
+                "encoder: expected None, a T5Encoder or an MLPEncoder to save, got "
+                f"{type(self._encoder.module).__name__}; pass include_encoder=False to leave it out"
             )
         checkpoint.save(
             checkpoint.Checkpoint(
@@ -378,7 +400,7 @@ class Recommender:
                 self.tokens,
                 self.defaults,
                 Catalogue(self._current().snapshot),
-                self._t5 if include_encoder else None,
+                self._module if include_encoder else None,
             ),
             directory,
         )
@@ -417,7 +439,7 @@ class Recommender:
         )
         return self._current().plans.get(settings)
 
-    def _need_encoder(self, method: str) -> Encoder:
+    def _need_encoder(self, method: str) -> EncoderPlan:
         if self._encoder is None:
             raise ValueError(
                 f"{method}: expected a model with an encoder, got one without; pass encoder= to "
@@ -461,9 +483,8 @@ class Recommender:
         )
 
     @traced("encoder")
-    def _encode(self, encoder: Encoder, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return encoder(batch.ids, batch.mask)
+    def _encode(self, encoder: EncoderPlan, batch: Batch) -> Tensor:
+        return encoder(batch.ids, batch.mask)
 
     def _run_states(
         self, plan: DecodePlan, states: Tensor, mask: Tensor, excluded: _Exclusion

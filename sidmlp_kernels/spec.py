@@ -1,9 +1,10 @@
 """Sizes and conventions of a model as frozen dataclasses: the only home of defaults.
 
-    StudentSpec  the context readout and the heads
-    TokenSpec    how item codes, users and the end become encoder tokens
-    T5Spec       TIGER's encoder
-    DecodeSpec   how a request is decoded unless the call says otherwise
+    StudentSpec     the context readout and the heads
+    TokenSpec       how item codes, users and the end become encoder tokens
+    T5Spec          TIGER's encoder
+    MLPEncoderSpec  SID-MLP++'s encoder
+    DecodeSpec      how a request is decoded unless the call says otherwise
 
 Each checks itself when it is made, prints itself, and travels as a plain dictionary (`to_dict`,
 `from_dict`) in the checkpoint's config.json. A dictionary names every field: a missing or an
@@ -313,6 +314,40 @@ class T5Spec(_DictSpec):
         self._set("relative_max_distance", distance)
         eps = check_float(self.layer_norm_eps, "layer_norm_eps", positive=True)
         self._set("layer_norm_eps", eps)
+
+
+@dataclass(frozen=True)
+class MLPEncoderSpec(_DictSpec):
+    """Sizes of SID-MLP++'s encoder (arXiv 2605.12617; position-specific MLPs and a mean).
+
+    num_layers      layers of mean and MLPs
+    num_roles       L, MLPs of a layer: a token's role is its place inside its item
+    dim             D, the width of a state
+    hidden_dim      hidden width of every MLP
+    vocab_size      rows of the token embedding
+    max_length      rows of the position embedding: the longest request in tokens
+    layer_norm_eps  added to the variance in every LayerNorm
+
+    Raises ValueError for a size out of range.
+    """
+
+    num_layers: int
+    num_roles: int
+    dim: int
+    hidden_dim: int
+    vocab_size: int
+    max_length: int
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "dim", "hidden_dim", "vocab_size", "max_length"):
+            self._set(name, check_int(getattr(self, name), name, low=1))
+        self._set("num_roles", check_int(self.num_roles, "num_roles", low=1, high=MAX_LEVELS))
+        eps = check_float(self.layer_norm_eps, "layer_norm_eps", positive=True)
+        self._set("layer_norm_eps", eps)
+
+
+EncoderSpec = T5Spec | MLPEncoderSpec
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,12 @@ def float32_activations(backend: str, dtype: str, problem: Problem) -> bool:
 
 def require_isa(isa: str) -> None:
     """Skips the test where this processor lacks the instruction set."""
-    needed = {"plain": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f"}}[isa]
+    needed = {
+        "plain": set(),
+        "avx2": {"avx2", "fma"},
+        "avx512": {"avx512f"},
+        "avx512bf16": {"avx512bf16"},
+    }[isa]
     missing = needed - set(host_library().build_info()["instruction_sets"])
     if missing:
         pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")

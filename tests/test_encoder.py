@@ -4,60 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import T5Config, T5EncoderModel
+from encoders import T5_SPECS as SPECS
+from encoders import ours_of, requests, teacher_of
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from sidmlp_kernels.encoder import T5Encoder, relative_buckets
 from sidmlp_kernels.spec import T5Spec
-
-SPECS = {
-    "relu, two layers": T5Spec(2, 48, 3, 16, 80, 91),
-    "one layer, attention wider than the model": T5Spec(1, 20, 5, 12, 33, 40),
-    "gated gelu, few buckets": T5Spec(
-        2, 24, 2, 7, 30, 50, "gated-gelu", relative_buckets=6, relative_max_distance=9
-    ),
-    "gated relu": T5Spec(1, 16, 4, 4, 24, 30, "gated-relu", layer_norm_eps=1e-5),
-    "gelu": T5Spec(1, 16, 2, 8, 24, 30, "gelu"),
-}
-
-
-def teacher_of(spec: T5Spec, seed: int = 0) -> T5EncoderModel:
-    """A random transformers encoder of these sizes, its norms and biases made visible."""
-    torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=spec.vocab_size,
-        d_model=spec.dim,
-        d_kv=spec.head_dim,
-        d_ff=spec.ffn_dim,
-        num_layers=spec.num_layers,
-        num_heads=spec.num_heads,
-        relative_attention_num_buckets=spec.relative_buckets,
-        relative_attention_max_distance=spec.relative_max_distance,
-        feed_forward_proj=spec.feed_forward,
-        layer_norm_epsilon=spec.layer_norm_eps,
-        dropout_rate=0.0,
-    )
-    model = T5EncoderModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
-
-
-def ours_of(spec: T5Spec, teacher: T5EncoderModel) -> T5Encoder:
-    return T5Encoder.from_weights(spec, teacher.encoder.state_dict())
-
-
-def requests(spec: T5Spec, batch: int, length: int, seed: int = 1) -> tuple:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, spec.vocab_size, (batch, length), generator=generator)
-    lengths = torch.randint(1, length + 1, (batch, 1), generator=generator)
-    mask = torch.arange(length) < lengths
-    mask[0] = True
-    if batch > 1:
-        mask[1] = torch.rand(length, generator=generator) < 0.5  # holes are legal too
-        mask[1, 0] = True
-    return ids, mask
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -15,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from sidmlp.beam import beam_decode
-from sidmlp.export import export_checkpoint, t5_encoder_assets, token_layout
+from sidmlp.encoder_assets import mlp_encoder_assets, t5_encoder_assets
+from sidmlp.export import export_checkpoint, token_layout
+from sidmlp.mlp_encoder import MLPEncoder, MLPEncoderConfig
 from sidmlp.student import Student, StudentConfig
 from sidmlp.trie import Trie
 
@@ -191,6 +194,46 @@ def test_the_inference_package_reads_it_and_means_the_same(tmp_path: Path) -> No
         expected = make_t5().encoder(tokens).last_hidden_state
         states = got.encoder(tokens, torch.ones_like(tokens, dtype=torch.bool))
     torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
+
+
+def make_mlp(**changes: int) -> MLPEncoder:
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "num_roles": 3, "dim": 8, "hidden_dim": 12, "vocab_size": 21}
+    return MLPEncoder(MLPEncoderConfig(**{**sizes, "max_length": 62, **changes}))
+
+
+def test_an_mlp_encoder_travels_along_and_means_the_same(tmp_path: Path) -> None:
+    checkpoint = pytest.importorskip(
+        "sidmlp_kernels.checkpoint", reason="the inference package is not built"
+    )
+    model = make_mlp()
+    fields, state = mlp_encoder_assets(model)
+    export(tmp_path / "model", encoder_config=fields, encoder_state_dict=state)
+    entry = json.loads((tmp_path / "model/config.json").read_text())["encoder"]
+    assert entry == {"kind": "mlp", **dataclasses.asdict(model.config)}
+    got = checkpoint.load(tmp_path / "model")
+    tokens = torch.tensor([[19, 3, 9, 14, 20], [19, 1, 7, 12, 20]])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        torch.testing.assert_close(got.encoder(tokens, mask), model(tokens, mask))
+
+
+def test_a_wrong_mlp_encoder_is_refused(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"num_roles": 2}, "num_roles 3"),
+        ({"max_length": 61}, "max_length >= 62"),
+        ({"dim": 16}, "expected dim 8"),
+        ({"vocab_size": 20}, "vocab_size > 20"),
+    ):
+        fields, state = mlp_encoder_assets(make_mlp(**changes))
+        with pytest.raises(ValueError, match=f"encoder_config: .*{message}"):
+            export(tmp_path / "model", encoder_config=fields, encoder_state_dict=state)
+    fields, state = mlp_encoder_assets(make_mlp())
+    state.pop("layers.1.roles.2.norm.bias")
+    with pytest.raises(ValueError, match=r"layers.1.roles.2.norm.bias: expected shape \(12,\)"):
+        export(tmp_path / "model", encoder_config=fields, encoder_state_dict=state)
+    with pytest.raises(ValueError, match=r"model: expected a sidmlp.mlp_encoder.MLPEncoder"):
+        mlp_encoder_assets(make_student())  # type: ignore[arg-type]
 
 
 def test_an_export_replaces_the_old_one_and_keeps_other_files(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_wrong_batches_and_encoder_results(model) -> None:
     [
         ({"student": {}}, "student: expected a Student, got dict"),
         ({"catalogue": [[0, 1, 2]]}, "catalogue: expected a Catalogue, got list"),
-        ({"encoder": "t5"}, "encoder: expected None, a T5Encoder or a callable"),
+        ({"encoder": "t5"}, "encoder: expected None, a T5Encoder, an MLPEncoder or a callable"),
         ({"tokens": {}}, "tokens: expected a TokenSpec, got dict"),
         ({"decode": {}}, "decode: expected a DecodeSpec, got dict"),
         ({"tokens": sk.TokenSpec.for_codes((6, 5))}, "code_offsets: expected 3 levels"),

@@ -48,7 +48,7 @@ def test_saved_and_loaded_it_gives_the_same_bits(tmp_path: Path, encoder: bool) 
         )
         loaded = sk.load(str(tmp_path / "model"))  # weights were saved as fp32, not as bf16
         for name, weight in make_encoder().state_dict().items():
-            assert torch.equal(loaded._t5.state_dict()[name], weight)
+            assert torch.equal(loaded._module.state_dict()[name], weight)
 
 
 def test_delisted_items_survive_saving(tmp_path: Path) -> None:

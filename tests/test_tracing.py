@@ -137,6 +137,17 @@ def test_calls_of_a_recommender(nvtx: FakeNvtx) -> None:
     nvtx.seen.clear()
 
     model.decode(batch, k=2, num_beams=4)
+    assert nvtx.seen == [("sidmlp.decode",), ("sidmlp.decode", "sidmlp.plan.recommend")]
+    nvtx.seen.clear()
+    plain = Recommender(
+        make_student(),
+        make_catalogue(),
+        make_encoder(),
+        "cpu",
+        tokens=TOKENS,
+        encoder_form="torch",
+    )
+    plain.decode(batch, k=2, num_beams=4)
     assert nvtx.seen == [
         ("sidmlp.decode",),
         ("sidmlp.decode", "sidmlp.encoder"),

@@ -19,6 +19,9 @@ class Arena {
   // 64-byte aligned, uninitialised. Asking for more than reset() made room for aborts: it is a bug
   // of this library.
   void* take(size_t bytes);
+  // Gives back what was taken after the mark was read.
+  size_t mark() const { return used_; }
+  void release(size_t mark) { used_ = mark; }
 
  private:
   char* base_ = nullptr;

@@ -19,9 +19,12 @@ bool isa_supported(Isa isa) {
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case Isa::kAvx512:
       return isa_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f");
+    case Isa::kAvx512Bf16:
+      return isa_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
 #else
     case Isa::kAvx2:
     case Isa::kAvx512:
+    case Isa::kAvx512Bf16:
       return false;
 #endif
   }
@@ -32,6 +35,8 @@ const Kernels& select_kernels(Isa isa) {
   if (!isa_supported(isa))
     throw std::runtime_error("this processor or this build lacks the requested instruction set");
 #if defined(SIDMLP_X86)
+  if (isa == Isa::kAvx512Bf16 || (isa == Isa::kAuto && isa_supported(Isa::kAvx512Bf16)))
+    return avx512bf16::kKernels;
   if (isa == Isa::kAvx512 || (isa == Isa::kAuto && isa_supported(Isa::kAvx512)))
     return avx512::kKernels;
   if (isa == Isa::kAvx2 || (isa == Isa::kAuto && isa_supported(Isa::kAvx2))) return avx2::kKernels;

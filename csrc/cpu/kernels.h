@@ -6,18 +6,20 @@
 #include <cstdint>
 
 #include "cpu/arena.h"
+#include "cpu/encoders.h"
 #include "sidmlp/views.h"
 
 namespace sidmlp::cpu {
 
-enum class Isa : int32_t { kAuto = 0, kPlain = 1, kAvx2 = 2, kAvx512 = 3 };
+// kAvx512Bf16 differs from kAvx512 where encoders multiply bfloat16 weights (gemm_panels.inl).
+enum class Isa : int32_t { kAuto = 0, kPlain = 1, kAvx2 = 2, kAvx512 = 3, kAvx512Bf16 = 4 };
 
 constexpr int kMaxBlock =
     16;  // requests that one call of a kernel takes: they share each weight that is read
 
-// Every kernel computes requests [begin, end), at most kMaxBlock of them, on the calling thread, in
-// the memory of `arena`. A request's result has the same bits whatever block it is in: blocks share
-// loads, never a reduction.
+// Every kernel but the encoders computes requests [begin, end), at most kMaxBlock of them, on the
+// calling thread, in the memory of `arena`. A request's result has the same bits whatever block it
+// is in: blocks share loads, never a reduction.
 struct Kernels {
   const char* name;
 
@@ -34,6 +36,16 @@ struct Kernels {
   // level], 0-based codes.
   void (*level_logits)(const HeadsView&, int level, int64_t rows, const float* context,
                        int64_t context_stride, const int32_t* prefix_codes, float* logits, Arena&);
+
+  // Stage `stage` of 0..num_layers for rows [begin, end) (t5_encoder.inl); the last one writes
+  // states [batch, T, D] in the dtype of the weights. All rows of a stage come before any of the
+  // next.
+  void (*encode_t5)(const T5Panels&, const TokenRows&, const T5Work&, int stage, int64_t begin,
+                    int64_t end, void* states, Arena&);
+
+  // The same for SID-MLP++'s encoder (mlp_encoder.inl).
+  void (*encode_mlp)(const MlpPanels&, const TokenRows&, const MlpWork&, int stage, int64_t begin,
+                     int64_t end, void* states, Arena&);
 };
 
 bool isa_supported(Isa isa);  // by this processor and this build

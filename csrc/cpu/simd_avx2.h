@@ -82,5 +82,24 @@ inline Vec vec_load_float16(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
 
+// Rounded to nearest even; NaN stays NaN.
+inline __m256i narrow_bfloat16(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan), 16);
+}
+inline void vec_store_bfloat16(uint16_t* p, Vec a) {
+  const __m256i mixed = _mm256_packus_epi32(narrow_bfloat16(a.lo), narrow_bfloat16(a.hi));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xd8));
+}
+inline void vec_store_float16(uint16_t* p, Vec a) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  auto* to = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(to, _mm256_cvtps_ph(a.lo, kNearest));
+  _mm_storeu_si128(to + 1, _mm256_cvtps_ph(a.hi, kNearest));
+}
+
 }  // namespace
 }  // namespace sidmlp::cpu::avx2

@@ -63,5 +63,44 @@ inline Vec vec_load_float16(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 
+// Rounded to nearest even; NaN stays NaN.
+inline void vec_store_bfloat16(uint16_t* p, Vec a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i kept = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), rounded,
+                                               _mm512_set1_epi32(0x7fc00000));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+inline void vec_store_float16(uint16_t* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+#if defined(__AVX512BF16__)
+// Sixteen pairs of bfloat16.
+struct Pairs {
+  __m512bh v;
+};
+inline Pairs pairs_load(const uint32_t* p) {
+  return {reinterpret_cast<__m512bh>(_mm512_loadu_si512(p))};
+}
+inline Pairs pairs_set(uint32_t pair) {
+  return {reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair)))};
+}
+// 16 pairs (first[i], second[i]).
+inline void pairs_store(uint32_t* p, const uint16_t* first, const uint16_t* second) {
+  auto widen = [](const uint16_t* from) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  };
+  _mm512_storeu_si512(p, _mm512_or_si512(widen(first), _mm512_slli_epi32(widen(second), 16)));
+}
+// acc + x[0] w[0] + x[1] w[1], lane by lane.
+inline Vec vec_dot_bfloat16(Pairs x, Pairs w, Vec acc) {
+  return {_mm512_dpbf16_ps(acc.v, x.v, w.v)};
+}
+#endif
+
 }  // namespace
 }  // namespace sidmlp::cpu::avx512

@@ -86,6 +86,34 @@ inline float float16_value(uint16_t h) {
 inline Vec vec_load_bfloat16(const uint16_t* p) { SIDMLP_LANES(bfloat16_value(p[i])); }
 inline Vec vec_load_float16(const uint16_t* p) { SIDMLP_LANES(float16_value(p[i])); }
 
+// Rounded to nearest even; NaN stays NaN.
+inline uint16_t bfloat16_bits(float f) {
+  if (f != f) return 0x7fc0u;
+  uint32_t bits;
+  memcpy(&bits, &f, sizeof(bits));
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+inline uint16_t float16_bits(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const float magnitude = f < 0 ? -f : f;
+  if (f != f) return 0x7e00u;
+  if (magnitude >= 65520.0f) return static_cast<uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x1p-14f)  // zero and subnormals: a multiple of 2^-24
+    return static_cast<uint16_t>(sign |
+                                 static_cast<uint32_t>(__builtin_rintf(magnitude * 0x1p24f)));
+  bits &= 0x7fffffffu;
+  const uint32_t rounded = (bits + 0xfffu + (bits >> 13 & 1u)) >> 13;
+  return static_cast<uint16_t>(sign | (rounded - (112u << 10)));
+}
+inline void vec_store_bfloat16(uint16_t* p, Vec a) {
+  for (int i = 0; i < 16; ++i) p[i] = bfloat16_bits(a.lane[i]);
+}
+inline void vec_store_float16(uint16_t* p, Vec a) {
+  for (int i = 0; i < 16; ++i) p[i] = float16_bits(a.lane[i]);
+}
+
 #undef SIDMLP_LANES
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "cuda/problem.h"
 #include "cuda/sm90/shape.h"
+#include "encoder_sizes.h"
 #include "trie_builder.h"
 
 // The build passes both; a hand-made library says that it is one.
@@ -265,4 +266,7 @@ Raises ValueError for a code out of range, an empty or too large catalogue, a wr
         py::arg("num_beams"),
         "How batches of these sizes are cut among clusters: (most_requests, cluster, group, "
         "resident, reason) for each range; [] where the plain kernel decodes.");
+  m.def("encode_t5_why_not", &sidmlp::encode_t5_why_not, py::arg("half"), py::arg("dim"),
+        py::arg("layers"), py::arg("heads"), py::arg("head_dim"), py::arg("ffn_dim"),
+        "Why the CUDA backend has no kernel for a T5 encoder of these sizes, or ''.");
 }

@@ -4,12 +4,11 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "torch/cpu_calls.h"
+#include "torch/cpu_threads.h"
 #include "torch/problem.h"
 
 namespace sidmlp::torch_ops {
@@ -20,7 +19,6 @@ using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
 using Floats = std::vector<double>;
 using OptionalTensor = std::optional<Tensor>;
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
   return torch::stable::empty(shape, dtype);
@@ -31,31 +29,14 @@ Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
 template <class Body>
 void for_each_block(int64_t batch, size_t arena_bytes, const Body& body) {
   if (batch == 0) return;
-  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  const int64_t threads = num_threads();
   // As many blocks as fill every thread equally often, none larger than kMaxBlock.
   const int64_t rounds = (batch + threads * cpu::kMaxBlock - 1) / (threads * cpu::kMaxBlock);
   const int64_t num_blocks = std::min(batch, rounds * threads);
-  std::exception_ptr failure;
-  std::mutex failure_mutex;
-  torch::stable::parallel_for(0, num_blocks, 1, [&](int64_t first, int64_t last) {
-    try {
-      static thread_local cpu::Arena arena;
-      for (int64_t i = first; i < last; ++i) {
-        arena.reset(arena_bytes);
-        body(i * batch / num_blocks, (i + 1) * batch / num_blocks, arena);
-      }
-    } catch (...) {  // an exception must not cross the threads of parallel_for
-      const std::lock_guard<std::mutex> lock(failure_mutex);
-      failure = std::current_exception();
-    }
+  for_each_item(num_blocks, [&](int64_t i, cpu::Arena& arena) {
+    arena.reset(arena_bytes);
+    body(i * batch / num_blocks, (i + 1) * batch / num_blocks, arena);
   });
-  if (failure) std::rethrow_exception(failure);
-}
-
-const cpu::Kernels& kernels_of(int64_t isa) {
-  STD_TORCH_CHECK(isa >= 0 && isa <= 3,
-                  "isa: expected 0 (auto), 1 (plain), 2 (avx2) or 3 (avx512), got ", isa);
-  return cpu::select_kernels(static_cast<cpu::Isa>(isa));
 }
 
 // The exclusion offsets are read as array indices, so a bad one must not leave this function.
@@ -108,10 +89,13 @@ Results beam_decode(Tensor context, Tensors heads, Tensors catalogue, OptionalTe
   return out.tuple();
 }
 
-Results decode_states(Tensor states, Tensor mask, Tensors readout, Tensors heads, Tensors catalogue,
-                      OptionalTensor exclude_ids, OptionalTensor exclude_offsets, Ints sizes,
-                      double layer_norm_eps, int64_t k, int64_t num_beams, bool codebook,
-                      Floats temperatures, Floats level_weights, Ints level_modes, int64_t isa) {
+}  // namespace
+
+Results decode_states_cpu(Tensor states, Tensor mask, Tensors readout, Tensors heads,
+                          Tensors catalogue, OptionalTensor exclude_ids,
+                          OptionalTensor exclude_offsets, Ints sizes, double layer_norm_eps,
+                          int64_t k, int64_t num_beams, bool codebook, Floats temperatures,
+                          Floats level_weights, Ints level_modes, int64_t isa) {
   const Place place(states);
   const Sizes s(sizes);
   const StatesView states_v = states_view(s, states, mask, place);
@@ -137,6 +121,8 @@ Results decode_states(Tensor states, Tensor mask, Tensors readout, Tensors heads
   });
   return out.tuple();
 }
+
+namespace {
 
 Tensor context_readout(Tensor states, Tensor mask, Tensors readout, Ints sizes,
                        double layer_norm_eps, int64_t isa) {
@@ -194,7 +180,7 @@ Tensor level_logits(Tensor context, Tensor prefix_codes, Tensors heads, Ints siz
 
 STABLE_TORCH_LIBRARY_IMPL(sidmlp, CPU, library) {
   library.impl("beam_decode", TORCH_BOX(&beam_decode));
-  library.impl("decode_states", TORCH_BOX(&decode_states));
+  library.impl("decode_states", TORCH_BOX(&decode_states_cpu));
   library.impl("context_readout", TORCH_BOX(&context_readout));
   library.impl("level_logits", TORCH_BOX(&level_logits));
 }

@@ -1,16 +1,13 @@
 // torch.ops.sidmlp.* on CUDA: checks, outputs and workspace from torch's caching allocator, one
 // launch on the current stream of the tensors' device. Never synchronises. Schemas live in
 // sidmlp_kernels/ops.
-#include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <climits>
 #include <tuple>
 
 #include "cuda/launch.h"
+#include "torch/cuda_call.h"
 #include "torch/problem.h"
 
 namespace sidmlp::torch_ops {
@@ -25,37 +22,6 @@ using Floats = std::vector<double>;
 using OptionalTensor = std::optional<Tensor>;
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// Where the call's first tensor is. The dispatcher comes here for any CUDA argument.
-Place cuda_place(const Tensor& first, const char* name) {
-  const Place place(first);
-  STD_TORCH_CHECK(place.cuda, name, ": expected a CUDA tensor as the other arguments, got another");
-  return place;
-}
-
-Tensor empty_cuda(const std::vector<int64_t>& shape, ScalarType dtype, const Place& place) {
-  const torch::stable::Device device(torch::headeronly::DeviceType::CUDA, place.device_index);
-  return torch::stable::empty(shape, dtype, std::nullopt, device);
-}
-
-void check_cuda(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(
-      error == cudaSuccess, what, ": expected to launch, got CUDA error ", static_cast<int>(error),
-      " (", cudaGetErrorName(error), "): ", cudaGetErrorString(error),
-      error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction
-          ? "; the kernels are built for compute capability 9.0 (H100, H200), rebuild "
-            "with CMAKE_CUDA_ARCHITECTURES set for this GPU"
-          : "");
-}
-
-// Kernels load four elements of a weight row at a time.
-void check_aligned(const Tensors& tensors, const char* name) {
-  for (const Tensor& tensor : tensors) {
-    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0, name,
-                    ": expected tensors aligned to 16 bytes, got a view at an odd offset; pass a "
-                    "clone of it");
-  }
-}
-
 // Widths that a kernel counts in 32 bits.
 void check_readout_widths(const Sizes& s) {
   const int64_t widest = s.num_heads * std::max(padded(s.dim), padded(s.head_dim));
@@ -67,13 +33,10 @@ void check_readout_widths(const Sizes& s) {
 template <class Op>
 void run(Op& op, const Place& place, const char* name) {
   check_cuda(cuda::prepare(op), name);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(place.device_index, &stream));
   std::optional<Tensor> workspace;  // freed on return: the allocator keeps the stream's order
   if (op.shape.workspace_bytes > 0)
     workspace = empty_cuda({op.shape.workspace_bytes}, ScalarType::Byte, place);
-  check_cuda(cuda::launch(op, workspace ? workspace->data_ptr() : nullptr,
-                          static_cast<cudaStream_t>(stream)),
+  check_cuda(cuda::launch(op, workspace ? workspace->data_ptr() : nullptr, current_stream(place)),
              name);
 }
 

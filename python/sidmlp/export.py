@@ -1,8 +1,8 @@
 """Write a trained student as a checkpoint directory, the contract with the inference package.
 
     config.json            {"format": "sidmlp", "format_version": 1, "student": sizes,
-                            "tokens": conventions, "encoder": null or {"kind": "t5", sizes},
-                            "decode": defaults, "checksums": {file name: sha256 in hex}}
+                            "tokens": conventions, "encoder": null or {"kind": "t5" or "mlp",
+                            sizes}, "decode": defaults, "checksums": {file name: sha256 in hex}}
     model.safetensors      "student.<name>" and, with an encoder, "encoder.<name>", all fp32
     catalogue.safetensors  codes int32 [N, L], item_ids int64 [N], available uint8 [N] and, where
                            histories may hold items that are never recommended, known_codes
@@ -29,10 +29,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidmlp.beam import LevelOptions
 from sidmlp.data import check_servable
+from sidmlp.encoder_assets import check_fields, checked_encoder
 from sidmlp.student import Student
 from sidmlp.trie import catalogue_arrays
 
@@ -42,19 +43,6 @@ FILES = (CONFIG, MODEL, CATALOGUE)
 
 TOKEN_FIELDS = ("pad_id", "code_offsets", "user_offset", "num_user_tokens", "eos_id", "max_items")
 DECODE_FIELDS = ("num_beams", "normalisation", "temperatures", "level_weights")
-FEED_FORWARDS = ("relu", "gelu", "gated-relu", "gated-gelu")
-T5_FIELDS = (
-    "num_layers",
-    "dim",
-    "num_heads",
-    "head_dim",
-    "ffn_dim",
-    "vocab_size",
-    "feed_forward",
-    "relative_buckets",
-    "relative_max_distance",
-    "layer_norm_eps",
-)
 
 
 def token_layout(
@@ -72,83 +60,8 @@ def token_layout(
     }
 
 
-def t5_encoder_assets(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The sizes and fp32 weights of the encoder of a `transformers` T5 model, on the CPU.
-
-    Takes an encoder stack or any model that has one as `.encoder`; weights are named as inside the
-    stack. Raises ValueError for a model without a T5 encoder or with a feed-forward unknown here.
-    """
-    stack = getattr(model, "encoder", model)
-    config = getattr(stack, "config", None)
-    if getattr(config, "model_type", None) != "t5" or getattr(config, "is_decoder", False):
-        raise ValueError(
-            f"model: expected a transformers T5 encoder or a model that has one, got "
-            f"{type(model).__name__}; pass e.g. a T5ForConditionalGeneration"
-        )
-    assert config is not None
-    if config.feed_forward_proj not in FEED_FORWARDS:
-        raise ValueError(
-            f"model: expected feed_forward_proj to be one of {FEED_FORWARDS}, got "
-            f"{config.feed_forward_proj!r}; train the teacher with one of them"
-        )
-    state = {
-        name: weight.detach().to("cpu", torch.float32, copy=True)
-        for name, weight in stack.state_dict().items()
-    }
-    fields = {
-        "num_layers": config.num_layers,
-        "dim": config.d_model,
-        "num_heads": config.num_heads,
-        "head_dim": config.d_kv,
-        "ffn_dim": config.d_ff,
-        "vocab_size": state["embed_tokens.weight"].shape[0],
-        "feed_forward": config.feed_forward_proj,
-        "relative_buckets": config.relative_attention_num_buckets,
-        "relative_max_distance": config.relative_attention_max_distance,
-        "layer_norm_eps": config.layer_norm_epsilon,
-    }
-    return fields, state
-
-
-def _t5_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight of a T5 encoder with these sizes."""
-    dim, ffn = fields["dim"], fields["ffn_dim"]
-    width = fields["num_heads"] * fields["head_dim"]
-    gated = fields["feed_forward"].startswith("gated-")
-    buckets = (fields["relative_buckets"], fields["num_heads"])
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed_tokens.weight": (fields["vocab_size"], dim),
-        "block.0.layer.0.SelfAttention.relative_attention_bias.weight": buckets,
-        "final_layer_norm.weight": (dim,),
-    }
-    for i in range(fields["num_layers"]):
-        attention, dense = f"block.{i}.layer.0", f"block.{i}.layer.1"
-        for name in "qkv":
-            shapes[f"{attention}.SelfAttention.{name}.weight"] = (width, dim)
-        shapes[f"{attention}.SelfAttention.o.weight"] = (dim, width)
-        shapes[f"{attention}.layer_norm.weight"] = (dim,)
-        for name in ("wi_0", "wi_1") if gated else ("wi",):
-            shapes[f"{dense}.DenseReluDense.{name}.weight"] = (ffn, dim)
-        shapes[f"{dense}.DenseReluDense.wo.weight"] = (dim, ffn)
-        shapes[f"{dense}.layer_norm.weight"] = (dim,)
-    return shapes
-
-
-def _check_fields(what: str, given: Mapping[str, Any], expected: Sequence[str]) -> dict[str, Any]:
-    """`given` with its fields in the expected order, tuples as lists."""
-    missing = [name for name in expected if name not in given]
-    unknown = [name for name in given if name not in expected]
-    if missing or unknown:
-        raise ValueError(
-            f"{what}: expected the fields {list(expected)}, got missing {missing} and unknown "
-            f"{unknown}; name every field and no other"
-        )
-    values = {name: given[name] for name in expected}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
 def _checked_tokens(tokens: Mapping[str, Any], codes_per_level: Sequence[int]) -> dict[str, Any]:
-    fields = _check_fields("tokens", tokens, TOKEN_FIELDS)
+    fields = check_fields("tokens", tokens, TOKEN_FIELDS)
     offsets = fields["code_offsets"]
     if len(offsets) != len(codes_per_level):
         raise ValueError(
@@ -181,7 +94,7 @@ def _checked_decode(decode: Mapping[str, Any] | None, num_levels: int) -> dict[s
         "temperatures": [1.0] * num_levels,
         "level_weights": [1.0] * num_levels,
     }
-    fields = _check_fields("decode", defaults | dict(decode or {}), DECODE_FIELDS)
+    fields = check_fields("decode", defaults | dict(decode or {}), DECODE_FIELDS)
     options = LevelOptions.make(
         num_levels, fields["temperatures"], fields["level_weights"], fields["normalisation"]
     )
@@ -190,45 +103,6 @@ def _checked_decode(decode: Mapping[str, Any] | None, num_levels: int) -> dict[s
     fields["temperatures"] = list(options.temperatures)
     fields["level_weights"] = list(options.weights)
     return fields
-
-
-def _checked_encoder(
-    config: Mapping[str, Any] | None,
-    state: Mapping[str, Tensor] | None,
-    dim: int,
-    tokens: Mapping[str, Any],
-) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    if (config is None) != (state is None):
-        raise ValueError(
-            "encoder_config, encoder_state_dict: expected both or neither, got one; "
-            "use t5_encoder_assets(model) for both"
-        )
-    if config is None or state is None:
-        return None, {}
-    fields = _check_fields("encoder_config", config, T5_FIELDS)
-    if fields["feed_forward"] not in FEED_FORWARDS:
-        raise ValueError(
-            f"encoder_config: expected feed_forward to be one of {FEED_FORWARDS}, got "
-            f"{fields['feed_forward']!r}; train the teacher with one of them"
-        )
-    if fields["dim"] != dim or fields["vocab_size"] <= tokens["eos_id"]:
-        raise ValueError(
-            f"encoder_config: expected dim {dim} as the student has and vocab_size > "
-            f"{tokens['eos_id']} as tokens say, got {fields['dim']} and {fields['vocab_size']}; "
-            f"pass the encoder that the student was distilled from"
-        )
-    expected = _t5_shapes(fields)
-    got = {name: tuple(weight.shape) for name, weight in state.items()}
-    wrong = sorted(
-        name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)
-    )
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"encoder_state_dict: {name}: expected shape {expected.get(name, 'no such weight')}, "
-            f"got {got.get(name, 'no such weight')}; use t5_encoder_assets(model)"
-        )
-    return {"kind": "t5", **fields}, dict(state)
 
 
 def _fp32(owner: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -344,12 +218,12 @@ def export_checkpoint(
     available: Any = None,
     known: tuple[Any, Any] | None = None,
 ) -> None:
-    """Write student, catalogue and, if given, T5 encoder as a checkpoint of format version 1.
+    """Write student, catalogue and, if given, encoder as a checkpoint of format version 1.
 
     codes [N, L] and item_ids [N] (None = 0..N-1) are the catalogue, `available` [N] says which of
     its items may be recommended, `known` = (codes [M, L], item ids [M]) are further items that
     histories may contain. `tokens` as `token_layout` makes them, `encoder_config` and
-    `encoder_state_dict` as `t5_encoder_assets` does; `decode` overrides num_beams 50,
+    `encoder_state_dict` as `sidmlp.encoder_assets` makes them; `decode` overrides num_beams 50,
     normalisation "children", temperatures and level_weights 1.0.
 
     An existing checkpoint is replaced, other files beside it stay. Raises ValueError before
@@ -362,7 +236,7 @@ def export_checkpoint(
     check_servable(sizes)
     token_fields = _checked_tokens(tokens, sizes)
     decode_fields = _checked_decode(decode, len(sizes))
-    encoder_fields, encoder_weights = _checked_encoder(
+    encoder_fields, encoder_weights = checked_encoder(
         encoder_config, encoder_state_dict, student.config.dim, token_fields
     )
     weights = _fp32("student", student.state_dict()) | _fp32("encoder", encoder_weights)

@@ -25,6 +25,7 @@ _DECODE = (
     "int[] level_modes, int isa"
 )
 _RESULTS = "(Tensor items, Tensor scores, Tensor codes, Tensor counts)"
+_ENCODER = f"Tensor ids, Tensor mask, Tensor[] encoder, {_MODEL}, int form, int isa"
 
 SCHEMAS = {
     "beam_decode": f"(Tensor context, {_DECODE}) -> {_RESULTS}",
@@ -34,6 +35,12 @@ SCHEMAS = {
     ),
     "level_logits": (
         f"(Tensor context, Tensor prefix_codes, Tensor[] heads, {_MODEL}, int isa) -> Tensor"
+    ),
+    "encode_t5": f"({_ENCODER}) -> Tensor",
+    "encode_mlp": f"({_ENCODER}) -> Tensor",
+    "recommend": (
+        "(Tensor ids, Tensor mask, Tensor[] encoder, int[] encoder_sizes, float encoder_eps, "
+        f"int form, Tensor[] readout, {_DECODE}) -> {_RESULTS}"
     ),
 }
 
@@ -105,6 +112,33 @@ def _context_readout_fake(states, mask, readout, sizes, layer_norm_eps, isa) -> 
 def _level_logits_fake(context, prefix_codes, heads, sizes, layer_norm_eps, isa) -> Tensor:
     width = sizes[_NUM_FIXED_SIZES + prefix_codes.shape[1]]
     return context.new_empty((context.shape[0], width), dtype=torch.float32)
+
+
+@_fake("encode_t5")
+@_fake("encode_mlp")
+def _encode_fake(ids, mask, encoder, sizes, layer_norm_eps, form, isa) -> Tensor:
+    return ids.new_empty((*ids.shape, sizes[1]), dtype=encoder[0].dtype)
+
+
+@_fake("recommend")
+def _recommend_fake(
+    ids,
+    mask,
+    encoder,
+    encoder_sizes,
+    encoder_eps,
+    form,
+    readout,
+    heads,
+    catalogue,
+    exclude_ids,
+    exclude_offsets,
+    sizes,
+    layer_norm_eps,
+    k,
+    *_decode,
+) -> Results:
+    return _fake_results(ids, sizes, k)
 
 
 def operator(name: str, backend: str) -> Any:

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Exports the run's student."""
     from sidmlp.data.files import write_json
-    from sidmlp.export import export_checkpoint, t5_encoder_assets
+    from sidmlp.encoder_assets import t5_encoder_assets
+    from sidmlp.export import export_checkpoint
 
     from .artifacts import load_codes, load_data, load_student, load_teacher
 

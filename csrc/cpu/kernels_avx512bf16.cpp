@@ -1,0 +1,27 @@
+// The CPU kernels compiled for one instruction set: avx512 with products of bfloat16.
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/kernels_isa.h"
+#include "cpu/selection.h"
+#include "cpu/simd_avx512.h"
+
+namespace sidmlp::cpu::avx512 {
+#include "cpu/linear_algebra.inl"
+
+// The others are written on it.
+#include "cpu/beam.inl"
+#include "cpu/gemm_panels.inl"
+#include "cpu/readout.inl"
+// After the readout, for its mean.
+#include "cpu/mlp_encoder.inl"
+#include "cpu/t5_encoder.inl"
+
+}  // namespace sidmlp::cpu::avx512
+
+namespace sidmlp::cpu::avx512bf16 {
+using namespace avx512;  // what is included above, and nothing with a name outside this file
+const Kernels kKernels = {"avx512bf16", context_readout, beam_decode,
+                          level_logits, encode_t5,       encode_mlp};
+}  // namespace sidmlp::cpu::avx512bf16

@@ -1,0 +1,180 @@
+#include "cuda/sm90/encoder/encode_t5.h"
+
+#include <algorithm>
+
+#include "cuda/layout.h"
+#include "cuda/sm90/encoder/shape.h"
+#include "cuda/sm90/encoder/wide.h"
+
+namespace sidmlp::cuda::sm90 {
+
+namespace {
+
+constexpr int kShared = 227 * 1024;    // of a block
+constexpr int kMostHidden = 512;       // feed-forward columns between two sums
+constexpr int kMostBias = 16 * 1024;   // bytes of bias that may stay in shared memory
+constexpr int kShareBytes = 4 * 4096;  // numbers of tiles while requests are shared out
+
+int round_up(int64_t n, int multiple) {
+  return static_cast<int>((n + multiple - 1) / multiple * multiple);
+}
+int half_row(int columns) { return round_up(2 * columns, 128); }
+
+EncodeSizes sizes_of(const T5View& m) {
+  return {m.dtype != DType::kFloat32, m.dim, m.num_layers, m.num_heads, m.head_dim, m.ffn_dim};
+}
+
+EncodeShape lay_out(const EncodeT5Problem& problem, int cluster, int tiles, int heads_at_once) {
+  const T5View& m = problem.model;
+  EncodeShape s{};
+  s.cluster = cluster;
+  s.tiles = tiles;
+  s.own_heads = (m.num_heads + cluster - 1) / cluster;
+  s.heads_at_once = heads_at_once;
+  // The chunk orders a sum: it depends on the model and the form alone.
+  const int own = round_up((m.ffn_dim / 16 + cluster - 1) / cluster, 1) * 16;
+  const int chunks = (own + kMostHidden - 1) / kMostHidden;
+  s.ffn_chunk = round_up((own + chunks - 1) / chunks, 16);
+  const int rows = kTileRows * tiles, tokens = problem.tokens.tokens;
+  const bool may_be_long = tokens > rows;
+  const int key_rows = may_be_long ? std::max(rows, kKeyBlock) : rows;
+  s.x_bytes = 4 * m.dim + 16;  // every other row of four lies in other banks
+  s.normed_bytes = half_row(m.dim);
+  s.mixed_bytes = half_row(s.own_heads * m.head_dim);
+  s.head_bytes = half_row(heads_at_once * round_up(m.head_dim, 32));
+  s.hidden_bytes = half_row(s.ffn_chunk);
+  s.bias_stride = 2 * tokens - 1;
+  s.bias_heads = 4 * s.bias_stride * s.own_heads <= kMostBias ? s.own_heads : heads_at_once;
+
+  int at = 0;  // after EncodeBlock
+  auto take = [&](int64_t bytes) {
+    const int from = at;
+    at += round_up(bytes, 128);
+    return from;
+  };
+  s.x = take(int64_t{s.x_bytes} * ((rows + cluster - 1) / cluster));
+  s.partial = cluster == 1 ? s.x : take(int64_t{s.x_bytes} * rows);
+  s.normed = take(int64_t{s.normed_bytes} * rows);
+  s.bias = take(int64_t{4} * s.bias_stride * s.bias_heads);
+  s.hidden = s.mixed = take(int64_t{s.mixed_bytes} * rows);  // one after the other
+  s.query = take(int64_t{s.head_bytes} * rows);
+  s.key = take(int64_t{s.head_bytes} * key_rows);
+  s.value = take(int64_t{s.head_bytes} * key_rows);
+  s.shared_bytes =
+      std::max(at, s.hidden + std::max(s.hidden_bytes * rows, kShareBytes)) + kEncodeBlockBytes;
+
+  if (may_be_long) {
+    const int64_t all_rows = round_up(tokens, kTileRows);
+    int64_t bytes = 0;
+    auto take_global = [&](int64_t size) {
+      const int64_t from = bytes;
+      bytes += (size + 255) / 256 * 256;
+      return from;
+    };
+    s.workspace_x = take_global(4 * all_rows * m.dim);
+    s.workspace_position = take_global(4 * all_rows);
+    s.workspace_kv = take_global(2 * all_rows * s.own_heads * 2 * m.head_dim);
+    s.workspace_bytes = bytes;
+  }
+  return s;
+}
+
+// The most rows at once, then the most heads at once, that fit; tiles is 0 if none do.
+EncodeShape best_fit(const EncodeT5Problem& problem, int cluster) {
+  const int own_heads = (problem.model.num_heads + cluster - 1) / cluster;
+  for (int tiles = kMaxTiles; tiles > 0; --tiles) {
+    for (int heads = own_heads; heads > 0; --heads) {
+      const EncodeShape shape = lay_out(problem, cluster, tiles, heads);
+      if (shape.shared_bytes <= kShared) return shape;
+    }
+  }
+  return {};
+}
+
+int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    return 132;
+  return count;
+}
+
+}  // namespace
+
+EncodeShape encode_shape(const EncodeT5Problem& problem, EncodeForm form) {
+  form = form_of(form, problem.tokens.batch);
+  const int cluster = form == EncodeForm::kThroughput ? 1 : static_cast<int>(form);
+  EncodeShape shape = best_fit(problem, cluster);
+  // As many clusters as fit at once; clusters of eight leave some multiprocessors of a group over.
+  const int most = cluster == 8 ? 15 : cluster == 4 ? 30 : multiprocessors() / cluster;
+  shape.clusters = static_cast<int>(std::min<int64_t>(problem.tokens.batch, most));
+  return shape;
+}
+
+const char* why_not(const EncodeT5Problem& problem) {
+  if (const char* reason = why_not(sizes_of(problem.model))) return reason;
+  if (problem.tokens.tokens < 1) return "tokens: expected at least 1";
+  if (problem.tokens.tokens > problem.model.bias_tokens)
+    return "tokens: more than the packed position bias covers";
+  for (const int cluster : {1, 2, 4, 8})
+    if (best_fit(problem, cluster).tiles == 0) return "too wide for shared memory";
+  return nullptr;
+}
+
+namespace {
+
+bool is_wide(const EncodeT5Problem& problem, EncodeForm form) {
+  return form_of(form, problem.tokens.batch) == EncodeForm::kThroughput &&
+         takes_wide(problem.model);
+}
+
+// Always allowed the same shared memory: another thread may launch the same kernel with more
+// meanwhile.
+cudaError_t launch_kernel(const void* kernel, void** arguments, int blocks, int threads,
+                          int cluster, int shared_bytes, cudaStream_t stream) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelExC(&config, kernel, arguments);
+}
+
+}  // namespace
+
+int64_t workspace_bytes(const EncodeT5Problem& problem, EncodeForm form) {
+  if (is_wide(problem, form)) return 0;
+  const EncodeShape shape = encode_shape(problem, form);
+  return shape.workspace_bytes * shape.cluster * shape.clusters;
+}
+
+cudaError_t launch(const EncodeT5Problem& problem, EncodeForm form, void* workspace,
+                   cudaStream_t stream) {
+  if (problem.tokens.batch == 0) return cudaSuccess;
+  const bool bf16 = problem.model.dtype == DType::kBFloat16;
+  if (is_wide(problem, form)) {
+    const int blocks = static_cast<int>(std::min<int64_t>(problem.tokens.batch, multiprocessors()));
+    void* arguments[] = {const_cast<EncodeT5Problem*>(&problem)};
+    const Activation activation = problem.model.activation;
+    return launch_kernel(bf16 ? wide_bf16(activation) : wide_fp16(activation), arguments, blocks,
+                         kWideThreads, 1, wide_shared_bytes(problem), stream);
+  }
+  EncodeShape shape = encode_shape(problem, form);
+  if (shape.tiles == 0) return cudaErrorInvalidValue;
+  const int head_dim = problem.model.head_dim;
+  const void* kernel = bf16 ? encode_t5_bf16(head_dim) : encode_t5_fp16(head_dim);
+  void* arguments[] = {const_cast<EncodeT5Problem*>(&problem), &shape, &workspace};
+  return launch_kernel(kernel, arguments, shape.clusters * shape.cluster,
+                       encode_threads(head_dim == 64), shape.cluster, shape.shared_bytes, stream);
+}
+
+}  // namespace sidmlp::cuda::sm90

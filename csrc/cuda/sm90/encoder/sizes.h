@@ -1,0 +1,66 @@
+// Which T5 encoders the sm90 kernels take, and how a batch chooses its form. Plain C++.
+#pragma once
+
+#include <climits>
+#include <cstdint>
+
+#include "sidmlp/encoder_view.h"
+
+namespace sidmlp::cuda::sm90 {
+
+// A form fixes the order of every sum: within one, the bits of a request's states depend on its
+// valid tokens and their positions only. Between two forms they differ by roundings.
+enum class EncodeForm : int32_t {
+  kAuto = 0,       // by batch, from kEncodeForms
+  kThroughput = 1  // a block takes whole requests through all layers
+  ,
+  kCluster2 = 2,  // as many blocks share a request's heads and feed-forward columns
+  kCluster4 = 4,
+  kCluster8 = 8
+};
+
+struct EncodeFormRow {
+  int64_t most_requests;  // a batch of at most so many takes the form
+  EncodeForm form;
+  const char* reason;
+};
+
+constexpr EncodeFormRow kEncodeForms[] = {
+    {15, EncodeForm::kCluster8,
+     "the chip is idle: eight blocks a request, 15 clusters fit at once"},
+    {30, EncodeForm::kCluster4, "four blocks a request, 30 clusters fit at once"},
+    {66, EncodeForm::kCluster2, "two blocks a request, 66 clusters fit at once"},
+    {INT64_MAX, EncodeForm::kThroughput, "a block a request fills the chip"},
+};
+
+constexpr EncodeForm form_of(EncodeForm asked, int64_t batch) {
+  if (asked != EncodeForm::kAuto) return asked;
+  for (const EncodeFormRow& row : kEncodeForms)
+    if (batch <= row.most_requests) return row.form;
+  return EncodeForm::kThroughput;
+}
+
+struct EncodeSizes {
+  bool half;  // bf16 or fp16 weights
+  int dim;
+  int layers;
+  int heads;
+  int head_dim;
+  int ffn_dim;
+};
+
+// Why the kernels do not take these sizes; nullptr when they do.
+constexpr const char* why_not(const EncodeSizes& sizes) {
+  if (!sizes.half) return "float32 weights: tensor cores would round them";
+  if (sizes.layers < 1 || sizes.layers > kMaxEncoderLayers) return "num_layers: expected 1 .. 8";
+  if (sizes.dim % 16 != 0 || sizes.dim < 16 || sizes.dim > 512)
+    return "dim: expected a multiple of 16 up to 512";
+  if (sizes.head_dim % 16 != 0 || sizes.head_dim < 16 || sizes.head_dim > 128)
+    return "head_dim: expected a multiple of 16 up to 128";
+  if (sizes.heads < 1 || sizes.heads * sizes.head_dim > 1024)
+    return "num_heads: expected heads * head_dim up to 1024";
+  if (sizes.ffn_dim % 16 != 0 || sizes.ffn_dim < 16) return "ffn_dim: expected a multiple of 16";
+  return nullptr;
+}
+
+}  // namespace sidmlp::cuda::sm90

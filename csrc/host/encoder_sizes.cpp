@@ -1,0 +1,14 @@
+#include "encoder_sizes.h"
+
+#include "cuda/sm90/encoder/sizes.h"
+
+namespace sidmlp {
+
+std::string encode_t5_why_not(bool half, int dim, int layers, int heads, int head_dim,
+                              int ffn_dim) {
+  const cuda::sm90::EncodeSizes sizes{half, dim, layers, heads, head_dim, ffn_dim};
+  const char* reason = cuda::sm90::why_not(sizes);
+  return reason == nullptr ? "" : reason;
+}
+
+}  // namespace sidmlp

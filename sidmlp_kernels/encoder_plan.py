@@ -1,0 +1,120 @@
+"""How token ids become states: the backend's fused operator, or plain PyTorch and why.
+
+    "auto"          the operator where the backend has one for the encoder, else PyTorch
+    "throughput"    the operator, a block of threads for each request
+    "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request
+    "torch"         PyTorch
+
+A form that names the operator raises where the backend has none. States have the same bits in every
+batch within one form; "auto" chooses one by the batch. On the CPU all forms are the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backends import encoder_why_not
+from .encoder import T5Encoder
+from .encoder_packing import PackedEncoder, pack_encoder
+from .mlp_encoder import MLPEncoder
+from .ops.library import operator
+from .spec import check_choice
+
+# What the operators call them.
+_FORM_NUMBERS = {"auto": 0, "throughput": 1, "cluster2": 2, "cluster4": 4, "cluster8": 8}
+FORMS = (*_FORM_NUMBERS, "torch")
+
+EncoderModule = T5Encoder | MLPEncoder
+Encoder = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderPlan:
+    """One way to encode, ready to run; print it to see what was chosen.
+
+    packed  what the operator reads, None where `module` runs
+    module  what PyTorch runs, None where the operator does
+    reason  why PyTorch runs, "" where the operator does
+    """
+
+    backend: str
+    form: str
+    packed: PackedEncoder | None
+    module: Encoder | None
+    reason: str
+
+    def check_tokens(self, ids: Tensor) -> None:
+        """ValueError if requests have more tokens than the encoder has positions for."""
+        most = None if self.packed is None else self.packed.max_tokens
+        if isinstance(self.module, MLPEncoder):
+            most = self.module.spec.max_length
+        if most is not None and ids.shape[1] > most:
+            raise ValueError(
+                f"batch: expected at most {most} tokens a request, as many as the encoder has "
+                f"positions for, got {ids.shape[1]}; cut the histories"
+            )
+
+    @property
+    def joins_decode(self) -> bool:
+        """Whether `sidmlp::recommend` runs encoder and decode as one operator."""
+        return self.packed is not None and self.backend == "cpu"
+
+    def operator_args(self) -> tuple[list[Tensor], list[int], float, int]:
+        """What operators take of the encoder: tensors, sizes, eps and form."""
+        packed = self.packed
+        assert packed is not None
+        eps, form = packed.spec.layer_norm_eps, _FORM_NUMBERS[self.form]
+        return list(packed.tensors), list(packed.sizes), eps, form
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids int64 [B, T], mask bool [B, T] (True = a token) -> states [B, T, D]."""
+        if self.packed is None:
+            assert self.module is not None
+            with torch.no_grad():
+                return self.module(ids, mask)
+        encode = operator(self.packed.operator, self.backend)
+        return encode(ids.contiguous(), mask.contiguous(), *self.operator_args(), 0)
+
+    def __str__(self) -> str:
+        if self.packed is None:
+            return f"encoder: {self.reason}"
+        form = "by batch" if self.form == "auto" else self.form
+        return f"encoder: {self.packed.operator}, form {form}"
+
+
+def plan_encoder(
+    encoder: EncoderModule | Encoder,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    form: str = "auto",
+) -> EncoderPlan:
+    """Packs `encoder`, or converts it to `device` and `dtype`, for `backend`.
+
+    A callable that is neither a T5Encoder nor an MLPEncoder runs as it is. Raises ValueError for an
+    unknown form, and for one of the operator's where the backend has none.
+    """
+    check_choice(form, "encoder_form", FORMS)
+    if isinstance(encoder, (T5Encoder, MLPEncoder)):
+        missing = encoder_why_not(backend, encoder.spec, dtype)
+    else:
+        missing = "it is a callable of the caller's"
+    if missing and form not in ("auto", "torch"):
+        raise ValueError(
+            f"encoder_form: expected a fused encoder on backend {backend} for {form!r}, got none "
+            f"({missing}); pass encoder_form='auto' or 'torch'"
+        )
+    if not missing and form != "torch":
+        assert isinstance(encoder, (T5Encoder, MLPEncoder))
+        packed = pack_encoder(encoder, dtype, backend).to(device)
+        return EncoderPlan(backend, form, packed, None, "")
+    reason = f"plain PyTorch ({missing or 'as asked for'})"
+    moves = (device, dtype) != (torch.device("cpu"), torch.float32)
+    if moves and isinstance(encoder, (T5Encoder, MLPEncoder)):
+        encoder = copy.deepcopy(encoder).to(device, dtype)
+    return EncoderPlan(backend, form, None, encoder, reason)
