@@ -41,7 +41,8 @@ struct EncodeBlock {
   int first_head, heads;      // of this block
   int first_hidden, hiddens;  // feed-forward columns of this block
 };
-static_assert(sizeof(EncodeBlock<kEncodeThreads / kWarp>) <= kEncodeBlockBytes, "the host adds as much");
+static_assert(sizeof(EncodeBlock<kEncodeThreads / kWarp>) <= kEncodeBlockBytes,
+              "the host adds as much");
 
 extern __shared__ __align__(128) char encode_memory[];
 
