@@ -102,7 +102,7 @@ int multiprocessors() {
 }  // namespace
 
 EncodeShape encode_shape(const EncodeT5Problem& problem, EncodeForm form) {
-  form = form_of(form, problem.tokens.batch);
+  form = form_of(form, problem.tokens.batch, takes_wide(problem.model));
   const int cluster = form == EncodeForm::kThroughput ? 1 : static_cast<int>(form);
   EncodeShape shape = best_fit(problem, cluster);
   // As many clusters as fit at once; clusters of eight leave some multiprocessors of a group over.
@@ -124,7 +124,8 @@ const char* why_not(const EncodeT5Problem& problem) {
 namespace {
 
 bool is_wide(const EncodeT5Problem& problem, EncodeForm form) {
-  return form_of(form, problem.tokens.batch) == EncodeForm::kThroughput &&
+  return form_of(form, problem.tokens.batch, takes_wide(problem.model)) ==
+             EncodeForm::kThroughput &&
          takes_wide(problem.model);
 }
 
@@ -173,8 +174,8 @@ cudaError_t launch(const EncodeT5Problem& problem, EncodeForm form, void* worksp
   const int head_dim = problem.model.head_dim;
   const void* kernel = bf16 ? encode_t5_bf16(head_dim) : encode_t5_fp16(head_dim);
   void* arguments[] = {const_cast<EncodeT5Problem*>(&problem), &shape, &workspace};
-  return launch_kernel(kernel, arguments, shape.clusters * shape.cluster,
-                       encode_threads(head_dim == 64), shape.cluster, shape.shared_bytes, stream);
+  return launch_kernel(kernel, arguments, shape.clusters * shape.cluster, kEncodeThreads,
+                       shape.cluster, shape.shared_bytes, stream);
 }
 
 }  // namespace sidmlp::cuda::sm90

@@ -30,8 +30,7 @@ enum class RowSource { kEmbedding, kWorkspace, kSums };
 enum class RowTarget { kNormed, kStates, kWorkspace };
 
 // What every function of a block reads, at the beginning of its dynamic shared memory, where each
-// access is one instruction. The functions are compiled once each: inlined into one kernel they
-// spill, and take minutes to compile.
+// access is one instruction.
 template <int kBlockWarps>
 struct EncodeBlock {
   EncodeT5Problem problem;
@@ -42,7 +41,8 @@ struct EncodeBlock {
   int first_head, heads;      // of this block
   int first_hidden, hiddens;  // feed-forward columns of this block
 };
-static_assert(sizeof(EncodeBlock<16>) <= kEncodeBlockBytes, "the host adds as much");
+static_assert(sizeof(EncodeBlock<kEncodeThreads / kWarp>) <= kEncodeBlockBytes,
+              "the host adds as much");
 
 extern __shared__ __align__(128) char encode_memory[];
 
@@ -50,8 +50,8 @@ __device__ __forceinline__ char* block_memory() { return encode_memory + kEncode
 
 template <class W, int kHead, bool kExact>
 struct Encoder {
-  static constexpr int kBlockWarps = encode_threads(kExact) / kWarp;
-  static constexpr int kBlockThreads = encode_threads(kExact);
+  static constexpr int kBlockWarps = kEncodeThreads / kWarp;
+  static constexpr int kBlockThreads = kEncodeThreads;
 
   __device__ __forceinline__ static EncodeBlock<kBlockWarps>& block() {
     return *reinterpret_cast<EncodeBlock<kBlockWarps>*>(encode_memory);
@@ -59,7 +59,7 @@ struct Encoder {
 
   __device__ __forceinline__ static const T5View& model() { return block().problem.model; }
   __device__ __forceinline__ static int head_dim() { return kExact ? kHead : model().head_dim; }
-  // Columns of a head in shared block_memory(): the pieces of 32 that a product reads.
+  // Columns of a head in shared memory: the pieces of 32 that a product reads.
   __device__ __forceinline__ static int head_slot() { return (head_dim() + 31) / 32 * 32; }
   __device__ __forceinline__ static Rows rows_at(int offset, int bytes) {
     return {ptx::shared_address(block_memory() + offset), bytes};
@@ -287,8 +287,7 @@ struct Encoder {
 
   // ---- attention ----
 
-  // The position bias of this block's block().heads head .. head + count - 1 -> shared
-  // block_memory().
+  // The position bias of this block's heads head .. head + count - 1 -> shared memory.
   __device__ __forceinline__ static void load_bias(int head, int count) {
     const int tokens = block().problem.tokens.tokens, most = model().bias_tokens;
     auto* to = reinterpret_cast<float*>(block_memory() + block().shape.bias);
@@ -341,7 +340,7 @@ struct Encoder {
     }
   }
 
-  // The same for a tile of a long request, whose keys and values come from the block().workspace.
+  // The same for a tile of a long request, whose keys and values come from the workspace.
   __device__ __noinline__ static void attend_long(int head, int count, int tiles, int tokens,
                                                   const W* saved, const int* position) {
     const Rows query = rows_at(block().shape.query, block().shape.head_bytes);
@@ -509,7 +508,7 @@ struct Encoder {
 };
 
 template <class W, int kHead, bool kExact>
-__global__ void __launch_bounds__(encode_threads(kExact), 1)
+__global__ void __launch_bounds__(kEncodeThreads, 1)
     encode_t5_kernel(const __grid_constant__ EncodeT5Problem problem,
                      const __grid_constant__ EncodeShape shape, char* workspace) {
   using E = Encoder<W, kHead, kExact>;

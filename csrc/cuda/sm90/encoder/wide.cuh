@@ -11,6 +11,8 @@
 // Attention is mma.sync, a warp for each tile: any 16 rows may have keys of their own.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/ptx/bulk.cuh"
 #include "cuda/ptx/matrices.cuh"
 #include "cuda/ptx/mma.cuh"
@@ -96,7 +98,6 @@ struct WideEncoder {
   const Pieces pieces;
   int group, warp, lane, g, t;  // warpgroup, warp in it
   uint32_t next;                // piece
-  bool valid[2];                // rows g and g + 8 of this warp's tile
   float x[16][4];
 
   __device__ __forceinline__ int tile() const { return 4 * group + warp; }
@@ -146,6 +147,8 @@ struct WideEncoder {
   __device__ __forceinline__ void norm(const float* gain) const {
     float scale[2];
     norm_scale(scale);
+    const bool valid[2] = {wide().state.owner[16 * tile() + g] >= 0,
+                           wide().state.owner[16 * tile() + g + 8] >= 0};
     const int row = lane % 8 + lane / 8 % 2 * 8;
     const uint32_t to = normed() + (16 * warp + row) * kRowBytes;
     ptx::named_barrier(1 + group, 128);  // the other warps' products have read the last rows
@@ -189,14 +192,6 @@ struct WideEncoder {
       ptx::wgmma_registers<W, true>(x, a[k][0], a[k][1], a[k][2], a[k][3], b + 2 * k);
     ptx::wgmma_commit();
   }
-  __device__ __forceinline__ void product(float (&sum)[8][4]) {
-    const uint32_t at = await();
-    ptx::wgmma_fence();
-    begin_product(at, sum);
-    ptx::wgmma_wait<0>();
-    release();
-  }
-
   // An accumulator as the left operand of the next product.
   template <class Value>
   __device__ __forceinline__ static void pack(const float (&sum)[8][4], uint32_t (&a)[4][4],
@@ -242,13 +237,14 @@ struct WideEncoder {
     const uint32_t key_row = key + (first + lane % 8) * kRowBytes;
     const uint32_t value_row = value + (first + lane % 8 + lane / 8 % 2 * 8) * kRowBytes;
     const uint32_t key_low = (lane / 8 ^ flip) * 16, key_high = ((4 + lane / 8) ^ flip) * 16;
-#pragma unroll 1
-    for (int k = 0; k < count; k += 32) {
+    // Adds keys k .. k + 31; kWhole: all of them are there.
+    const auto add_keys = [&](auto whole, int k) {
+      constexpr bool kWhole = decltype(whole)::value;
       float score[4][4];
       float high[2] = {most[0], most[1]};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (k + 16 * half < count) {
+        if (kWhole || k + 16 * half < count) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int j = 2 * half + i;
@@ -270,7 +266,7 @@ struct WideEncoder {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
               const float b = ptx::load_float((e % 2 == 0 ? at.x : at.y) * 4 + offset[e / 2]);
-              const bool there = k + 8 * j + 2 * t + e % 2 < count;
+              const bool there = kWhole || k + 8 * j + 2 * t + e % 2 < count;
               score[j][e] = there ? score[j][e] + b : kWideMasked;
               high[e / 2] = fmaxf(high[e / 2], score[j][e]);
             }
@@ -298,7 +294,7 @@ struct WideEncoder {
         for (int e = 0; e < 4; ++e) sum[j][e] *= shrink[e / 2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (k + 16 * half < count) {
+        if (kWhole || k + 16 * half < count) {
           float p[2][4];
 #pragma unroll
           for (int i = 0; i < 2; ++i)
@@ -319,7 +315,11 @@ struct WideEncoder {
           }
         }
       }
-    }
+    };
+    int k = 0;
+#pragma unroll 1
+    for (; k + 32 <= count; k += 32) add_keys(std::true_type{}, k);
+    if (k < count) add_keys(std::false_type{}, k);
     float scale[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -403,7 +403,11 @@ struct WideEncoder {
     };
     float sum[8][4];
     uint32_t hidden[4][4];
-    product(sum);
+    const uint32_t first = await();
+    ptx::wgmma_fence();
+    begin_product(first, sum);
+    ptx::wgmma_wait<0>();
+    release();
 #pragma unroll 1
     for (int chunk = 1; chunk < pieces.chunks; ++chunk) {
       pack(sum, hidden, act);
@@ -434,14 +438,13 @@ struct WideEncoder {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t at = token_of(r);
-      valid[r] = at >= 0;
       const W* embedding = nullptr;
-      if (valid[r]) {
+      if (at >= 0) {
         const int64_t id = __ldg(problem.tokens.ids + at);
         if (id >= 0 && id < model.vocab_size)
           embedding = static_cast<const W*>(model.embedding) + id * kWideDim;
       }
-      const float none = valid[r] ? __int_as_float(0x7fc00000) : 0.0f;  // an unknown id: NaN
+      const float none = at >= 0 ? __int_as_float(0x7fc00000) : 0.0f;  // an unknown id: NaN
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
         float2 two{none, none};
@@ -459,7 +462,7 @@ struct WideEncoder {
     norm_scale(scale);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (!valid[r]) continue;
+      if (token_of(r) < 0) continue;
       W* to = static_cast<W*>(problem.states) + token_of(r) * kWideDim + 2 * t;
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
@@ -498,8 +501,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   }
   __syncthreads();
   const int lane = tid % kWarp;
-  WideEncoder<W, kRelu> encoder{
-      problem, pieces, tid / 128, tid / kWarp % 4, lane, lane / 4, lane % 4, 0, {}, {}};
+  WideEncoder<W, kRelu> encoder{problem,  pieces, tid / 128, tid / kWarp % 4, lane, lane / 4,
+                                lane % 4, 0,      {}};
   for (int64_t segment = 0; segment < tokens.batch; segment += kSegment) {
     const int count = static_cast<int>(min(static_cast<int64_t>(kSegment), tokens.batch - segment));
     share_of_segment(tokens, segment, count, static_cast<int>(blockIdx.x),
