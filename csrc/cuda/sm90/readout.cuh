@@ -37,21 +37,26 @@ struct Cursor {
   int total;  // of those before, too
 };
 
-// sum[q][2i + r] += x w: column `8g + 2q + i` of row 2t + r, over at most kInnerPart k of an
-// input-major w. `from`: this lane's weights, `row`: its inputs.
+constexpr int kPartSteps = kInnerPart / 16;
+
+// This lane's weights of kInnerPart (or `inner`, if fewer) rows of an input-major matrix.
 template <class W>
-__device__ __forceinline__ void add_part(const W* from, int64_t stride, int inner, const char* row,
-                                         float (&sum)[4][4]) {
-  constexpr int kSteps = kInnerPart / 16;
-  uint4 raw[kSteps][4];
+__device__ __forceinline__ void load_part(const W* from, int64_t stride, int inner,
+                                          uint4 (&raw)[kPartSteps][4]) {
 #pragma unroll
-  for (int s = 0; s < kSteps; ++s)
+  for (int s = 0; s < kPartSteps; ++s)
     if (16 * s < inner)
 #pragma unroll
       for (int i = 0; i < 4; ++i) raw[s][i] = ptx::load_once(from + (16 * s + i) * stride);
+}
+
+// sum[q][2i + r] += x w: column `8g + 2q + i` of row 2t + r. `row`: this lane's inputs.
+template <class W>
+__device__ __forceinline__ void add_part(const uint4 (&raw)[kPartSteps][4], int inner,
+                                         const char* row, float (&sum)[4][4]) {
   float part[4][4] = {};
 #pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
+  for (int s = 0; s < kPartSteps; ++s) {
     if (16 * s >= inner) break;
     const uint2 b = *reinterpret_cast<const uint2*>(row + 32 * s);
     const uint32_t words[4][4] = {{raw[s][0].x, raw[s][0].y, raw[s][0].z, raw[s][0].w},
@@ -107,6 +112,21 @@ struct Readout {
   int64_t begin;   // first request of the group
   int requests;    // in the group
 
+  enum Step {
+    kMeans,
+    kQuery,
+    kScoreIn,
+    kScoreOut,
+    kAttend,
+    kValueIn,
+    kValueOut,
+    kHidden,      // of whole units
+    kFfn,         // their part of the result
+    kLastHidden,  // of the model's last unit, if it is narrower
+    kLastFfn,
+    kSteps
+  };
+
   template <class T>
   __device__ __forceinline__ T* at(int offset) const {
     return reinterpret_cast<T*>(memory + offset);
@@ -140,6 +160,10 @@ struct Readout {
   __device__ __forceinline__ char* head_row(int slot, int head) const {
     return memory + shape.head_rows + (slot * shape.most_heads + head) * shape.state_bytes;
   }
+  __device__ __forceinline__ WeightProduct* product(int step) const {
+    static_assert(sizeof(WeightProduct) <= kProductBytes && kSteps <= kMostProducts, "they fit");
+    return reinterpret_cast<WeightProduct*>(memory + shape.products + step * kProductBytes);
+  }
   __device__ __forceinline__ float* totals(int slot, int head) const {  // largest, sum, factor
     return at<float>(shape.totals) + 3 * (slot * shape.most_heads + head);
   }
@@ -150,31 +174,73 @@ struct Readout {
   }
   // ---- products with weights ----
 
-  // The sums of a product, all of its rows and columns. Ends with a barrier.
-  __device__ __forceinline__ void multiply(const WeightProduct& p) const {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-    const Divider per_job((p.columns + kUnit - 1) / kUnit), tasks(p.jobs * per_job.n);
-    const int num_parts = (p.inner + kInnerPart - 1) / kInnerPart;
-    const bool split = splits(tasks.n, p.inner);
-    const int step = split ? 1 : num_parts, all = tasks.n * (split ? num_parts : 1);
+  // The tasks of a product: units of columns of each job, and of each part where it is split.
+  struct Tasks {
+    Divider per_job, whole;
+    int num_parts, count;
+    bool split;
+
+    __device__ __forceinline__ explicit Tasks(const WeightProduct& p)
+        : per_job((p.columns + kUnit - 1) / kUnit), whole(p.jobs * per_job.n) {
+      num_parts = (p.inner + kInnerPart - 1) / kInnerPart;
+      split = splits(whole.n, p.inner);
+      count = whole.n * (split ? num_parts : 1);
+    }
+  };
+  struct Task {
+    int job, column, part;  // this lane's first column
+    const W* from;
+  };
+  __device__ __forceinline__ Task task_of(const WeightProduct& p, const Tasks& tasks,
+                                          int index) const {
+    const int part = tasks.whole.quotient(index), task = index - part * tasks.whole.n;
+    const int job = tasks.per_job.quotient(task);
+    const int column = (task - job * tasks.per_job.n) * kUnit + lane_index() / 4 * 8;
+    const int k = part * kInnerPart + lane_index() % 4 * 4;
+    return {job, column, part,
+            static_cast<const W*>(p.weight) + job * p.weight_step + k * p.stride +
+                (column < p.columns ? column : 0)};
+  }
+
+  // Weights of this warp's first task of the next product after `step`: they need not wait for what
+  // they are multiplied with.
+  __device__ __forceinline__ void look_ahead(int step, uint4 (&raw)[kPartSteps][4]) const {
+    do {
+      if (++step == kSteps) return;
+    } while (step == kAttend || product(step)->jobs == 0);
+    const WeightProduct& p = *product(step);
+    const Tasks tasks(p);
+    if (warp_index() >= tasks.count) return;
+    const Task task = task_of(p, tasks, warp_index());
+    load_part<W>(task.from, p.stride, p.inner - task.part * kInnerPart, raw);
+  }
+
+  // The sums of the step's product, all of its rows and columns; `raw`: as look_ahead left it, for
+  // this product before and for the next one after. Ends with a barrier.
+  __device__ __forceinline__ void multiply(int step, uint4 (&raw)[kPartSteps][4]) const {
+    const WeightProduct& p = *product(step);
+    const Tasks tasks(p);
+    const int g = lane_index() / 4, t = lane_index() % 4, num_parts = tasks.num_parts;
+    const bool split = tasks.split;
     float* parts = at<float>(shape.parts);
 #pragma unroll 1
-    for (int index = warp_index(); index < all; index += kWarps) {
-      const int first = tasks.quotient(index), task = index - first * tasks.n;
-      const int job = per_job.quotient(task);
-      const int column = (task - job * per_job.n) * kUnit + 8 * g;
-      const bool inside = column < p.columns;
-      const W* from = static_cast<const W*>(p.weight) + job * p.weight_step + 4 * t * p.stride +
-                      (inside ? column : 0);
+    for (int index = warp_index(); index < tasks.count; index += kWarps) {
+      const Task task = task_of(p, tasks, index);
+      const int job = task.job, column = task.column;
       const char* row =
           memory + p.input + job * p.input_step + min(g, p.rows - 1) * p.input_bytes + 8 * t;
+      const int end = split ? task.part + 1 : num_parts;
+      const W* from = task.from;
       float sum[4][4] = {};
 #pragma unroll 1
-      for (int part = first; part < first + step; ++part) {
+      for (int part = task.part; part < end; ++part) {
         const int k = part * kInnerPart;
-        add_part<W>(from + k * p.stride, p.stride, p.inner - k, row + 2 * k, sum);
+        if (index != warp_index() || part != task.part)
+          load_part<W>(from, p.stride, p.inner - k, raw);
+        from += kInnerPart * p.stride;
+        add_part<W>(raw, p.inner - k, row + 2 * k, sum);
       }
-      if (!inside) continue;
+      if (column >= p.columns) continue;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int request = 2 * t + i / 2, half = i % 2;
@@ -182,38 +248,54 @@ struct Readout {
         const float4 four{sum[2 * half][i / 2], sum[2 * half][2 + i / 2], sum[2 * half + 1][i / 2],
                           sum[2 * half + 1][2 + i / 2]};
         if (split) {
-          *reinterpret_cast<float4*>(
-              parts + ((first * p.jobs + job) * p.rows + request) * p.columns + column + 4 * half) =
-              four;
+          *reinterpret_cast<float4*>(parts +
+                                     ((task.part * p.jobs + job) * p.rows + request) * p.columns +
+                                     column + 4 * half) = four;
         } else {
-          finish(p, job, request, column + 4 * half, four, 0, cluster());
+          finish(p, job, request, column + 4 * half, four, bias_of(p, job, column + 4 * half), 0,
+                 cluster());
         }
       }
     }
-    __syncthreads();
-    if (!split) return;
+    look_ahead(step, raw);
+    if (!split) {
+      __syncthreads();
+      return;
+    }
     // A thread for each four sums and each block that they go to.
     const Divider quads(p.columns / 4), rows(p.rows);
     const int step_quads = p.jobs * p.rows * quads.n;
     const int shift = p.shared != nullptr ? shape.cluster_shift : 0;
+    bool waits = true;
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < step_quads << shift; i += kThreads) {
-      const int quad = i >> shift, to = i & ((1 << shift) - 1);
+    for (int i = static_cast<int>(threadIdx.x);; i += kThreads) {
+      const bool inside = i < step_quads << shift;
+      const int quad = inside ? i >> shift : 0, to = i & ((1 << shift) - 1);
+      const int row = quads.quotient(quad), job = rows.quotient(row);
+      const int column = 4 * (quad - row * quads.n);
+      const float4 bias = bias_of(p, job, column);
+      if (waits) __syncthreads();  // all threads, the first time
+      waits = false;
+      if (!inside) break;
       const float4* from = reinterpret_cast<const float4*>(parts) + quad;
       float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
       for (int part = 0; part < num_parts; ++part) add_four(from[part * step_quads], sum);
-      const int row = quads.quotient(quad), job = rows.quotient(row);
-      finish(p, job, row - job * p.rows, 4 * (quad - row * quads.n), sum, to, to + 1);
+      finish(p, job, row - job * p.rows, column, sum, bias, to, to + 1);
     }
     __syncthreads();
   }
 
+  __device__ __forceinline__ float4 bias_of(const WeightProduct& p, int job, int column) const {
+    if (p.bias == nullptr) return {0.0f, 0.0f, 0.0f, 0.0f};
+    return __ldg(reinterpret_cast<const float4*>(p.bias + job * p.bias_step + column));
+  }
+
   // Four sums of a product -> the arrays that it names, in blocks `begin_block` .. of the cluster.
   __device__ __forceinline__ void finish(const WeightProduct& p, int job, int row, int column,
-                                         float4 x, int begin_block, int end_block) const {
-    if (p.bias != nullptr)
-      add_four(__ldg(reinterpret_cast<const float4*>(p.bias + job * p.bias_step + column)), x);
+                                         float4 x, const float4& bias, int begin_block,
+                                         int end_block) const {
+    add_four(bias, x);
     if (p.relu)  // fmaxf would drop a NaN, which must reach the context
       x = {x.x < 0.0f ? 0.0f : x.x, x.y < 0.0f ? 0.0f : x.y, x.z < 0.0f ? 0.0f : x.z,
            x.w < 0.0f ? 0.0f : x.w};
@@ -492,12 +574,14 @@ struct Readout {
   }
 
   // All states of the block's requests -> means, or y_h. Ends with a barrier.
-  __device__ __forceinline__ void read_states(bool attends) const {
+  __device__ __forceinline__ void read_states(bool attends, uint4 (&raw)[kPartSteps][4]) const {
     for (bool first = true;; first = false) {
       if (!attends || shape.chunked) load_states(first);
       if (attends) {
         score();
         soften(first);
+      } else if (first) {
+        look_ahead(kMeans, raw);
       }
       pool(attends, first);
       if (!shape.chunked || !more()) break;
@@ -514,21 +598,6 @@ struct Readout {
   }
 
   // ---- the steps ----
-
-  enum Step {
-    kMeans,
-    kQuery,
-    kScoreIn,
-    kScoreOut,
-    kAttend,
-    kValueIn,
-    kValueOut,
-    kHidden,      // of whole units
-    kFfn,         // their part of the result
-    kLastHidden,  // of the model's last unit, if it is narrower
-    kLastFfn,
-    kSteps
-  };
 
   // What a step multiplies; no jobs: nothing.
   __device__ __forceinline__ WeightProduct product_of(int step) const {
@@ -621,30 +690,56 @@ struct Readout {
   }
 
   // u <- LN(q + the heads' parts of the attention), or context <- LN(u + b_2 + the units' parts of
-  // the FFN): a warp for each request of the group. Ends with a barrier.
+  // the FFN), after a barrier of the cluster: a warp for each request of the group. Ends with a
+  // barrier of the block.
   __device__ __forceinline__ void add_and_norm(bool context, char* rows, int bytes,
                                                float* out) const {
-    const int pad = dim(), count = context ? units() : view.num_heads;
+    const int pad = dim(), count = context ? units() : view.num_heads, at_lane = 4 * lane_index();
     const float* x = at<float>(context ? shape.residuals : shape.queries);
     const float* sums = at<float>(context ? shape.ffn_sums : shape.attended);
-    const float* gain = view.vectors + (context ? 4 : 1) * pad;
+    const float* vectors = view.vectors + (context ? 4 : 1) * pad;  // gain, then shift
+    auto vector = [&](const float* from, int i) {
+      return __ldg(reinterpret_cast<const float4*>(from + min(i, pad - 4)));
+    };
+    const float4 first_gain = vector(vectors, at_lane),
+                 first_shift = vector(vectors + pad, at_lane);
+    const float4 first_bias = vector(view.vectors + 3 * pad, at_lane);
+    cluster_barrier();  // with those on their way
     for (int request = warp_index(); request < requests; request += kWarps) {
       float* u = at<float>(shape.residuals) + request * pad;
       const float* from = sums + request * count * pad;
-      for (int i = 4 * lane_index(); i < pad; i += 4 * kWarp) {
+      float total = 0.0f, squares = 0.0f;
+#pragma unroll 1
+      for (int i = at_lane; i < pad; i += 4 * kWarp) {
         float4 sum = *reinterpret_cast<const float4*>(from + i);
 #pragma unroll 4
         for (int j = 1; j < count; ++j)
           add_four(*reinterpret_cast<const float4*>(from + j * pad + i), sum);
-        if (context)
-          add_four(__ldg(reinterpret_cast<const float4*>(view.vectors + 3 * pad + i)), sum);
+        if (context) add_four(i == at_lane ? first_bias : vector(view.vectors + 3 * pad, i), sum);
         add_four(*reinterpret_cast<const float4*>(x + request * pad + i), sum);
         *reinterpret_cast<float4*>(u + i) = sum;
+        total += (sum.x + sum.y) + (sum.z + sum.w);
       }
-      warp_layer_norm<Identity>(u, pad, view.layer_norm_eps, gain, gain + pad);
+      const float mean = warp_sum(total) / static_cast<float>(pad);
+#pragma unroll 1
+      for (int i = at_lane; i < pad; i += 4 * kWarp) {
+        const float4 sum = *reinterpret_cast<const float4*>(u + i);
+        const float4 off{sum.x - mean, sum.y - mean, sum.z - mean, sum.w - mean};
+        squares = dot_four(off, off, squares);
+      }
+      const float variance = warp_sum(squares) / static_cast<float>(pad);
+      const float scale = 1.0f / sqrtf(variance + view.layer_norm_eps);
       const bool stored = out != nullptr && (request & (cluster() - 1)) == static_cast<int>(block);
-      for (int i = 4 * lane_index(); i < pad; i += 4 * kWarp) {
-        const float4 four = *reinterpret_cast<const float4*>(u + i);
+#pragma unroll 1
+      for (int i = at_lane; i < pad; i += 4 * kWarp) {
+        const float4 sum = *reinterpret_cast<const float4*>(u + i);
+        const float4 gain = i == at_lane ? first_gain : vector(vectors, i);
+        const float4 shift = i == at_lane ? first_shift : vector(vectors + pad, i);
+        const float4 four{fmaf((sum.x - mean) * scale, gain.x, shift.x),
+                          fmaf((sum.y - mean) * scale, gain.y, shift.y),
+                          fmaf((sum.z - mean) * scale, gain.z, shift.z),
+                          fmaf((sum.w - mean) * scale, gain.w, shift.w)};
+        *reinterpret_cast<float4*>(u + i) = four;
         if (rows != nullptr) store_four(rows + request * bytes, i, four);
         if (stored) *reinterpret_cast<float4*>(out + (begin + request) * pad + i) = four;
       }
@@ -657,24 +752,31 @@ struct Readout {
   // of the block.
   __device__ __forceinline__ void run(char* contexts, int context_bytes, float* out) const {
     const bool reads = own() > 0 && share_rank() < view.num_heads;
+    // Warps that do not look for valid states say what the steps multiply.
+    constexpr int kPlanners = kWarps - kReadStates;
+    for (int step = kWarps - 1 - warp_index(); step < kSteps && warp_index() >= kReadStates;
+         step += kPlanners) {
+      if (step == kMeans || step == kAttend) continue;
+      const WeightProduct p = product_of(step);
+      if (lane_index() == 0) *product(step) = p;
+    }
+    uint4 raw[kPartSteps][4];
+    if (!reads) {
+      __syncthreads();
+      look_ahead(kValueOut, raw);
+    }
 #pragma unroll 1
-    for (int step = kMeans; step <= kSteps; ++step) {
+    for (int step = kMeans; step < kSteps; ++step) {
       if (step == kQuery) ptx::cluster_wait();  // for all to have begun
-      if (step == kHidden || step == kSteps) {
-        cluster_barrier();
-        const bool last = step == kSteps;
-        add_and_norm(last, last ? contexts : memory + shape.inputs,
-                     last ? context_bytes : shape.state_bytes, last ? out : nullptr);
-        if (last) break;
-      }
+      if (step == kHidden) add_and_norm(false, memory + shape.inputs, shape.state_bytes, nullptr);
       if (step < kHidden && !reads) continue;
       if (step == kMeans || step == kAttend) {
-        read_states(step == kAttend);
-      } else {
-        const WeightProduct p = product_of(step);
-        if (p.jobs > 0) multiply(p);
+        read_states(step == kAttend, raw);
+      } else if (product(step)->jobs > 0) {
+        multiply(step, raw);
       }
     }
+    add_and_norm(true, contexts, context_bytes, out);
   }
 };
 

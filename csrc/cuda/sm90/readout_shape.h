@@ -15,6 +15,9 @@ constexpr int kInnerPart = 32;      // inner elements whose sum starts from zero
 constexpr int kReadStates = 2;      // requests whose states a block holds at once, at most
 constexpr int kMostStateRows = 96;  // of a chunk: the published 82 tokens are one
 
+constexpr int kMostProducts = 11;   // of a readout
+constexpr int kProductBytes = 128;  // of what describes one
+
 // Whether a product of so many tasks (units of columns) has its parts computed by different warps.
 // Neither form changes the order of the sum.
 constexpr bool splits(int tasks, int inner) { return tasks < kThreads / 32 && inner > kInnerPart; }
@@ -34,9 +37,10 @@ struct ReadoutShape {
   int queries;       // float [group][D]
   int residuals;     // float [group][D]: u
   int inputs;        // W [group] rows: u
-  int hidden;        // W [group] rows: hidden columns of this block
   int parts;         // float: sums that are still to be added
+  int products;      // WeightProduct of each step
   int ffn_sums;      // float [group][units][D]; when the states are no longer needed
+  int hidden;        // W [group] rows: hidden columns of this block; likewise
   int states;        // W [own][chunk] rows
   int tokens;        // int32 [own][chunk]: which
   int cursors;       // Cursor [own]
@@ -120,7 +124,7 @@ inline ReadoutShape readout_shape(const ReadoutSizes& sizes, int64_t tokens, con
   s.queries = take(4 * cut.group * dim);
   s.residuals = take(4 * cut.group * dim);
   s.inputs = take(cut.group * state_bytes);
-  s.hidden = take(cut.group * hidden_bytes);
+  s.products = take(kMostProducts * kProductBytes);
   s.parts = take(4 * floats);
   const int64_t begin = at;
   s.states = take(s.own * s.chunk * state_bytes);
@@ -136,6 +140,7 @@ inline ReadoutShape readout_shape(const ReadoutSizes& sizes, int64_t tokens, con
   const int64_t end = at;
   at = begin;
   s.ffn_sums = take(4 * cut.group * units * dim);
+  s.hidden = take(cut.group * hidden_bytes);
   s.bytes = static_cast<int>(std::max(at, end));
   s.state_bytes = static_cast<int>(state_bytes);
   s.folded_bytes = static_cast<int>(folded_bytes);
