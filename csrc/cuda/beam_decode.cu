@@ -99,7 +99,8 @@ cudaError_t prepare(BeamDecode& op) {
     if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
     // One block of a team reads states.
     const int64_t readers = blocks >> op.tensor_core.team_shift;
-    op.shape = {static_cast<int>(blocks), readers * op.tensor_core.readout.footprint.workspace};
+    op.shape = {static_cast<int>(blocks),
+                readers * op.tensor_core.plain_readout.footprint.workspace};
     return cudaSuccess;
   }
   op.layout = layout_of(op.problem);

@@ -1,4 +1,7 @@
-// context_readout: encoder states -> context vectors, a block of kThreads per request.
+// context_readout: encoder states -> context vectors. Half-precision sizes that csrc/cuda/sm90
+// takes go there; this file has the plain kernel, a block of kThreads per request.
+#include <climits>
+
 #include "cuda/launch.h"
 #include "cuda/launch_shape.h"
 #include "cuda/readout.cuh"
@@ -41,6 +44,16 @@ const void* kernel_of(DType dtype) {
 
 cudaError_t prepare(ContextReadout& op) {
   const ContextReadoutProblem& problem = op.problem;
+  const sm90::ReadoutSizes sizes = sm90::sizes_of(problem.readout);
+  op.tensor_cores = sm90::reads_on_tensor_cores(sizes);
+  if (op.tensor_cores) {
+    op.tensor_core =
+        sm90::readout_shape(sizes, problem.states.tokens, sm90::cut_of_batch(problem.batch));
+    const int64_t blocks = sm90::num_blocks(problem, op.tensor_core);
+    if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+    op.shape = {static_cast<int>(blocks), 0};
+    return cudaSuccess;
+  }
   LayoutBuilder builder;
   op.layout.partial = builder.take<float>(partial_floats());
   op.layout.context = builder.take<float>(padded(problem.readout.dim));
@@ -51,6 +64,7 @@ cudaError_t prepare(ContextReadout& op) {
 }
 
 cudaError_t launch(const ContextReadout& op, void* workspace, cudaStream_t stream) {
+  if (op.tensor_cores) return sm90::launch(op.problem, op.tensor_core, stream);
   return launch_kernel(kernel_of(op.problem.readout.dtype), op.problem, op.layout, op.shape,
                        workspace, stream);
 }

@@ -36,7 +36,9 @@ struct BeamDecode {
 
 struct ContextReadout {
   ContextReadoutProblem problem;
-  ContextReadoutLayout layout;
+  bool tensor_cores;               // csrc/cuda/sm90 reads out, else the plain kernel
+  sm90::ReadoutShape tensor_core;  // with tensor_cores
+  ContextReadoutLayout layout;     // without
   LaunchShape shape;
 };
 

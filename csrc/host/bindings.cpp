@@ -205,6 +205,11 @@ std::string tensor_cores_why_not(bool half, int dim, int hidden_dim, int blocks_
   return reason == nullptr ? "" : reason;
 }
 
+bool tensor_cores_read(bool half, bool factored, int dim, int num_heads, int head_dim,
+                       int ffn_dim) {
+  return cuda::sm90::reads_on_tensor_cores({half, factored, dim, num_heads, head_dim, ffn_dim});
+}
+
 // (most_requests, cluster, group, resident, reason) for each range of batches. A cut that does not
 // fit leaves its range to the one that a launch takes instead.
 py::list tensor_core_cuts(bool half, int dim, int hidden_dim, int blocks_per_head,
@@ -261,6 +266,9 @@ Raises ValueError for a code out of range, an empty or too large catalogue, a wr
         py::arg("hidden_dim"), py::arg("blocks_per_head"), py::arg("codes_per_level"),
         py::arg("num_beams"),
         "Why the CUDA backend takes its plain kernel for these sizes, or ''.");
+  m.def("tensor_cores_read", &sidmlp::tensor_cores_read, py::arg("half"), py::arg("factored"),
+        py::arg("dim"), py::arg("num_heads"), py::arg("head_dim"), py::arg("ffn_dim"),
+        "Whether the tensor core kernels read out these sizes, where they take the weights.");
   m.def("tensor_core_cuts", &sidmlp::tensor_core_cuts, py::arg("half"), py::arg("dim"),
         py::arg("hidden_dim"), py::arg("blocks_per_head"), py::arg("codes_per_level"),
         py::arg("num_beams"),

@@ -39,6 +39,21 @@ def tensor_cores_why_not(spec: StudentSpec, dtype: torch.dtype, num_beams: int) 
     return str(host_library().tensor_cores_why_not(**_sizes(spec, dtype, num_beams)))
 
 
+def readout_on_tensor_cores(spec: StudentSpec, dtype: torch.dtype) -> bool:
+    """Whether `context_readout` rounds activations to `dtype`, for the tensor cores; so does
+    `decode_states` where the tensor core kernel decodes."""
+    return bool(
+        host_library().tensor_cores_read(
+            half=dtype != torch.float32,
+            factored=spec.num_heads * spec.dim > 2 * spec.attention_dim,
+            dim=spec.dim,
+            num_heads=spec.num_heads,
+            head_dim=spec.attention_dim // spec.num_heads,
+            ffn_dim=spec.ffn_dim,
+        )
+    )
+
+
 def tensor_core_cuts(spec: StudentSpec, dtype: torch.dtype, num_beams: int) -> tuple[Cut, ...]:
     """The cut of each range of batches; () where the plain kernel decodes."""
     rows = host_library().tensor_core_cuts(**_sizes(spec, dtype, num_beams))

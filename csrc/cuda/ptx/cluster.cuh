@@ -27,12 +27,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 }
 
 // The address of the same variable in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ uint32_t peer_address(const void* own, uint32_t rank) {
+__device__ __forceinline__ uint32_t peer_of(uint32_t own, uint32_t rank) {
   uint32_t address;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(address)
-               : "r"(shared_address(own)), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(own), "r"(rank));
   return address;
+}
+__device__ __forceinline__ uint32_t peer_address(const void* own, uint32_t rank) {
+  return peer_of(shared_address(own), rank);
 }
 
 __device__ __forceinline__ void store_peer(uint32_t address, uint32_t x) {

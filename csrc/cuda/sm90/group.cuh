@@ -6,10 +6,10 @@
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/sm90/hidden.cuh"
 #include "cuda/sm90/products.cuh"
+#include "cuda/sm90/readout_shape.h"
 
 namespace sidmlp::cuda::sm90 {
 
-constexpr int kUnit = 64;     // columns of a warp's part of an input-major product
 constexpr int kQuarters = 4;  // parts of the inner sum of level 1's logits, added in order
 
 // Of one block.

@@ -12,17 +12,13 @@
 #include "cuda/readout.cuh"
 #include "cuda/sm90/beam.cuh"
 #include "cuda/sm90/group.cuh"
+#include "cuda/sm90/readout.cuh"
 
 namespace sidmlp::cuda::sm90 {
 
-__device__ __forceinline__ void cluster_barrier() {
-  ptx::cluster_arrive();
-  ptx::cluster_wait();
-}
-
-// Contexts of the group, from the caller or from its states -> shared memory of every block. The
-// readout is csrc/cuda/readout.cuh, a block per request; the arrays of the levels are not in use
-// yet.
+// Contexts of the group, from the caller or from its states -> shared memory of every block. While
+// states are read, the arrays of the levels are not in use yet. Sizes that readout.cuh of this
+// folder does not take have the plain kernel's readout, a block per request.
 template <class W, bool kStates>
 __device__ __forceinline__ void group_contexts(const BeamDecodeProblem& problem, const Group& group,
                                                int64_t begin, int* warp_counts, char* workspace) {
@@ -38,20 +34,23 @@ __device__ __forceinline__ void group_contexts(const BeamDecodeProblem& problem,
     }
     __syncthreads();
     ptx::cluster_wait();
+  } else if (shape.tensor_core_readout) {
+    Readout<W>{problem.readout, problem.states, shape.readout, group.memory + shape.hidden,
+               group.block,     begin,          group.requests}
+        .run(rows, shape.context_bytes, nullptr);
   } else {
-    const Memory scratch{
-        group.memory + shape.hidden,
-        workspace + (blockIdx.x >> shape.team_shift) * shape.readout.footprint.workspace};
-    auto* context = scratch.at<float>(shape.readout.context);
+    const ContextReadoutLayout& layout = shape.plain_readout;
+    const Memory scratch{group.memory + shape.hidden,
+                         workspace + (blockIdx.x >> shape.team_shift) * layout.footprint.workspace};
+    auto* context = scratch.at<float>(layout.context);
     ptx::cluster_wait();
     // Blocks that will hold different requests read them out.
     const int first = static_cast<int>(group.block) >> shape.team_shift;
     const bool reads = (static_cast<int>(group.block) & ((1 << shape.team_shift) - 1)) == 0;
     for (int request = first; reads && request < group.requests;
          request += shape.cluster >> shape.team_shift) {
-      context_readout<W>(problem.readout, problem.states, begin + request, scratch,
-                         shape.readout.readout, scratch.at<float4>(shape.readout.partial),
-                         warp_counts, context);
+      context_readout<W>(problem.readout, problem.states, begin + request, scratch, layout.readout,
+                         scratch.at<float4>(layout.partial), warp_counts, context);
       for (int i = 2 * tid; i < dim; i += 2 * kThreads) {
         const uint32_t word = narrow_two<W>(context[i], context[i + 1]);
         for (int to = 0; to < shape.cluster; ++to)

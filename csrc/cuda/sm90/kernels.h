@@ -11,4 +11,7 @@ const void* beam_decode_fp16(int hidden, int resident);
 const void* decode_states_bf16(int hidden, int resident);
 const void* decode_states_fp16(int hidden, int resident);
 
+const void* context_readout_bf16();
+const void* context_readout_fp16();
+
 }  // namespace sidmlp::cuda::sm90

@@ -7,9 +7,13 @@
 
 namespace sidmlp::cuda::sm90 {
 
-// One launch; `shape` from shape_of, `workspace` of shape.readout.footprint.workspace bytes for
-// each team of blocks. Histories of a few thousand tokens and more need some.
+// One launch; `shape` from shape_of, `workspace` of shape.plain_readout.footprint.workspace bytes
+// for each team of blocks.
 cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* workspace,
+                   cudaStream_t stream);
+
+// Likewise; `shape` from readout_shape.
+cudaError_t launch(const ContextReadoutProblem& problem, const ReadoutShape& shape,
                    cudaStream_t stream);
 
 }  // namespace sidmlp::cuda::sm90

@@ -86,13 +86,19 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   s.bins = take(4 * kBins);
   s.survivors = take(8 * kSurvivors);
   s.shared_bytes = s.level_bytes = at;
-  if (problem.context == nullptr) {
+  if (problem.context != nullptr) return s;
+  const ReadoutSizes sizes = sizes_of(problem.readout);
+  s.tensor_core_readout = reads_on_tensor_cores(sizes);
+  if (s.tensor_core_readout) {
+    s.readout = readout_shape(sizes, problem.states.tokens, cut);
+    s.shared_bytes = std::max(at, s.hidden + round_up(s.readout.bytes, 128));
+  } else {
     LayoutBuilder builder;
-    s.readout.partial = builder.take<float>(partial_floats());
-    s.readout.context = builder.take<float>(padded(heads.dim));
-    s.readout.readout = readout_layout(problem.readout, problem.states.tokens, builder);
-    s.readout.footprint = footprint_of(builder);
-    s.shared_bytes = std::max(at, s.hidden + round_up(s.readout.footprint.shared, 128));
+    s.plain_readout.partial = builder.take<float>(partial_floats());
+    s.plain_readout.context = builder.take<float>(padded(heads.dim));
+    s.plain_readout.readout = readout_layout(problem.readout, problem.states.tokens, builder);
+    s.plain_readout.footprint = footprint_of(builder);
+    s.shared_bytes = std::max(at, s.hidden + round_up(s.plain_readout.footprint.shared, 128));
   }
   return s;
 }
@@ -147,6 +153,16 @@ Shape shape_of(const BeamDecodeProblem& problem) {
 
 int64_t num_blocks(const BeamDecodeProblem& problem, const Shape& shape) {
   return (problem.batch + shape.group - 1) / shape.group * shape.cluster;
+}
+
+const Cut& cut_of_batch(int64_t batch) {
+  const Cut* cut = kCuts;
+  while (batch > cut->most_requests && cut->most_requests < INT_MAX) ++cut;
+  return *cut;
+}
+
+int64_t num_blocks(const ContextReadoutProblem& problem, const ReadoutShape& shape) {
+  return (problem.batch + shape.group - 1) / shape.group << shape.cluster_shift;
 }
 
 }  // namespace sidmlp::cuda::sm90

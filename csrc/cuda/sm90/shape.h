@@ -6,10 +6,12 @@
 
 #include "cuda/layout.h"
 #include "cuda/sm90/cuts.h"
+#include "cuda/sm90/readout_shape.h"
 
 namespace sidmlp::cuda {
 
 struct BeamDecodeProblem;
+struct ContextReadoutProblem;
 
 namespace sm90 {
 
@@ -38,9 +40,12 @@ struct Shape {
   bool logits_over_hidden;
   // float [users][L * Hp], W [group][..], ..
   int first, contexts, hidden, logits, partial, root_logits, keys, beam_state, bins, survivors;
-  ContextReadoutLayout readout;  // decode_states: from `hidden` on, before the levels begin
-  int level_bytes;               // of all that is not the readout's
-  int shared_bytes;              // of a block
+  // decode_states: one of them, from `hidden` on, before the levels begin
+  bool tensor_core_readout;
+  ReadoutShape readout;
+  ContextReadoutLayout plain_readout;
+  int level_bytes;   // of all that is not the readout's
+  int shared_bytes;  // of a block
 };
 
 // Why the kernels do not take this problem; nullptr when they do. Neither the batch nor the number
@@ -53,7 +58,11 @@ const Cut* cut_of(const BeamDecodeProblem& problem);
 
 Shape shape_of(const BeamDecodeProblem& problem);
 
+// The cut for a batch that is only read out.
+const Cut& cut_of_batch(int64_t batch);
+
 int64_t num_blocks(const BeamDecodeProblem& problem, const Shape& shape);
+int64_t num_blocks(const ContextReadoutProblem& problem, const ReadoutShape& shape);
 
 }  // namespace sm90
 }  // namespace sidmlp::cuda
