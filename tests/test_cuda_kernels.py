@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from sidmlp_kernels.ops.cuda_kernels import Cut, table, tensor_core_cuts, tensor_cores_why_not
+from sidmlp_kernels.ops.cuda_kernels import (
+    Cut,
+    readout_on_tensor_cores,
+    table,
+    tensor_core_cuts,
+    tensor_cores_why_not,
+)
 from sidmlp_kernels.plan import DecodePlan, make_plan
 from sidmlp_kernels.spec import PUBLISHED
 from sidmlp_kernels.testing import Problem, assert_results_equal, make_problem
@@ -163,3 +170,12 @@ def test_the_table_of_cuts() -> None:
         ["65..", "2", "8", "1/4", "2", "many"],
     ]
     assert table(()) == table(cuts)[:1]
+
+
+def test_what_reads_out_on_tensor_cores() -> None:
+    """A matter of the model: half-precision weights, whole tiles, room in shared memory."""
+    assert readout_on_tensor_cores(PUBLISHED, torch.bfloat16)
+    assert readout_on_tensor_cores(PUBLISHED, torch.float16)
+    assert not readout_on_tensor_cores(PUBLISHED, torch.float32)
+    for sizes in ({"dim": 120}, {"ffn_dim": 100}, {"attention_dim": 48}, {"dim": 1024}):
+        assert not readout_on_tensor_cores(replace(PUBLISHED, **sizes), torch.bfloat16), sizes
