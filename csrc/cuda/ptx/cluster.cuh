@@ -36,6 +36,14 @@ __device__ __forceinline__ uint32_t peer_address(const void* own, uint32_t rank)
   return peer_of(shared_address(own), rank);
 }
 
+__device__ __forceinline__ float4 load_peer(uint32_t address) {
+  float4 x;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "r"(address)
+               : "memory");
+  return x;
+}
 __device__ __forceinline__ void store_peer(uint32_t address, uint32_t x) {
   asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
@@ -45,6 +53,10 @@ __device__ __forceinline__ void store_peer(uint32_t address, float x) {
 __device__ __forceinline__ void store_peer(uint32_t address, const float4& x) {
   asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x),
                "f"(x.y), "f"(x.z), "f"(x.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_peer(uint32_t address, const uint2& x) {
+  asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(x.x), "r"(x.y)
                : "memory");
 }
 __device__ __forceinline__ void store_peer(uint32_t address, BeamKey key) {

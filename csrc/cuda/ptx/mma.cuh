@@ -47,13 +47,4 @@ __device__ __forceinline__ void load_matrices(uint32_t (&a)[4], uint32_t address
                : "memory");
 }
 
-// Each matrix transposed: with columns 0-7 of k 0-7 and of k 8-15, then columns 8-15, these are the
-// registers b0 and b1 of mma for two tiles of a right operand whose rows are k.
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&b)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-               : "r"(address)
-               : "memory");
-}
-
 }  // namespace sidmlp::cuda::ptx

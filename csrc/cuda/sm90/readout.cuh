@@ -20,6 +20,7 @@
 
 #include "cuda/block_ops.cuh"
 #include "cuda/ptx/cluster.cuh"
+#include "cuda/ptx/matrices.cuh"
 #include "cuda/sm90/products.cuh"
 #include "cuda/sm90/readout_shape.h"
 
@@ -547,7 +548,7 @@ struct Readout {
       for (int k = 0; k < count; k += 16) {
         uint32_t a[4] = {kOne, kOne, kOne, kOne}, b[4];
         if (attends) ptx::load_matrices(a, weights + 2 * k);
-        ptx::load_matrices_transposed(b, from);
+        ptx::load_transposed(b, from);
         from += 16 * shape.state_bytes;
         ptx::mma<W>(sum[0], a[0], a[1], a[2], a[3], b[0], b[1]);
         ptx::mma<W>(sum[1], a[0], a[1], a[2], a[3], b[2], b[3]);

@@ -14,7 +14,7 @@
 // workspace, then the rest of the layer for each tile.
 #pragma once
 
-#include "cuda/ptx/cluster_rows.cuh"
+#include "cuda/ptx/cluster.cuh"
 #include "cuda/sm90/encoder/activation.cuh"
 #include "cuda/sm90/encoder/attention.cuh"
 #include "cuda/sm90/encoder/requests.cuh"
