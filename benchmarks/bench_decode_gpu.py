@@ -101,7 +101,7 @@ def run(options: Options, report: dict[str, Any], write: Callable[[], None], say
             continue
         if point.catalogue != catalogue:
             contest, models, catalogue = None, {}, point.catalogue  # frees the one before
-            _free()
+            free_memory()
             try:
                 same = [other for other in points if other.catalogue == catalogue]
                 contest = contest_of(same, options)
@@ -123,11 +123,11 @@ def run(options: Options, report: dict[str, Any], write: Callable[[], None], say
         say(f"{clock.elapsed:.0f} s  {point} (us): {shown}")
         for gone in left:
             say(f"  left out: {gone['name']}: {gone['why']}")
-        _free()
+        free_memory()
     report["seconds"], report["compile_seconds"] = clock.elapsed, clock.compiling
 
 
-def _free() -> None:
+def free_memory() -> None:
     """Returns a point's graphs and weights to the device."""
     gc.collect()
     torch.cuda.empty_cache()

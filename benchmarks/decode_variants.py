@@ -109,6 +109,7 @@ class Contest:
         self.states, self.mask = problem.states, problem.mask
         self.statistics = problem.catalogue.snapshot().statistics()
         self.student, self.catalogue = problem.student, problem.catalogue
+        self.item_ids = problem.item_ids  # of the rows of items.codes
         self._packed = {dtype: pack(problem.student, dtype) for dtype in KERNEL_DTYPES}
         self._models = {
             dtype: Recommender(problem.student, problem.catalogue, device="cpu", dtype=dtype)

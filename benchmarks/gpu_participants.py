@@ -133,13 +133,17 @@ def teacher(
     return Participant("teacher", "peer", dtype, "call", make, check)
 
 
+def compiled(function: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
+    """`function` compiled for the shapes of each first call; itself where there is no mode."""
+    if mode is None:
+        return function
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+
 def peer_calls(peer: TorchPeer, states: Tensor, mask: Tensor, mode: str | None) -> Calls:
     """The peer's two halves, compiled apart when there is a mode: the readout's compilation then
     serves every catalogue, and in a graph nothing is lost at the seam."""
-    read, search = peer.context, peer.beam_decode
-    if mode is not None:
-        options = {"fullgraph": True, "dynamic": False, "mode": mode}
-        read, search = torch.compile(read, **options), torch.compile(search, **options)
+    read, search = compiled(peer.context, mode), compiled(peer.beam_decode, mode)
     context = read(states, mask).clone()
     search(context)  # compiles here, not while something else counts
     return {

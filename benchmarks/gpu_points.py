@@ -49,8 +49,9 @@ def invalid_rate(items: torch.Tensor, judge: Judge) -> float:
     return float((judge.trie.positions(real) < 0).double().mean()) if len(real) else 0.0
 
 
-def verified_entries(who: Participant, calls: Calls, judge: Judge) -> list[Entry]:
-    """The participant's calls, captured where graphs are timed; VerificationError if wrong."""
+def verified_entries(who: Participant, calls: Calls, judge: Judge | None) -> list[Entry]:
+    """The participant's calls, captured where graphs are timed; VerificationError if wrong. The
+    judge is needed for participants without a check of their own."""
     entries = []
     for operator, call in calls.items():
         captured = timing.captured(call) if who.timed == "graph" else None
@@ -61,6 +62,7 @@ def verified_entries(who: Participant, calls: Calls, judge: Judge) -> list[Entry
         if who.check is not None:
             verified = who.check(outputs)
         else:
+            assert judge is not None
             results = tuple(tensor.cpu() for tensor in outputs)
             verified = judge.check(name, results, who.dtype)
             verified["invalid_rate"] = invalid_rate(results[0], judge)
@@ -109,7 +111,7 @@ def participants(
 
 def gather(
     everyone: Sequence[Participant],
-    judge: Judge,
+    judge: Judge | None,
     options: Options,
     clock: Clock,
     operators: Sequence[str],

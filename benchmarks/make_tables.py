@@ -10,7 +10,8 @@ A document marks the place of a table, whose lines between the markers belong to
     <!-- /table -->
 
 With results of several machines a marker names one: table:decode-batch@amd-epyc, as in the name of
-its file, <kind>-<machine>.json. A GPU's table stays empty until a GPU has been measured.
+its file, <kind>-<machine>.json. A table of a GPU or of whole requests stays empty until it has been
+measured.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 from common import RESULTS, format_count, read_json
 from gpu_tables import GPU_TABLES, decode_gpu_tables
+from request_tables import REQUEST_TABLES, requests_cpu_tables, requests_gpu_tables
 from table_cells import markdown, number_cell, time_cell, times_cell
 
 Report = dict[str, Any]
@@ -45,9 +47,9 @@ QUIET = 0.05
 def caption(report: Report) -> str:
     """Where and how the numbers were measured, as one line below a table."""
     machine, setting = report["machine"], report["setting"]
-    if report["kind"] == "decode-gpu":
+    if report["kind"] in ("decode-gpu", "requests-gpu"):
         facts = [report["gpu"], f"torch {machine['torch']}"]
-    elif report["kind"] == "decode":
+    elif report["kind"] in ("decode", "requests-cpu"):
         facts = [machine["cpu"], f"{setting['threads']} threads", f"torch {machine['torch']}"]
     else:
         facts = [machine["cpu"], f"{setting['threads']} threads", machine["compiler"]]
@@ -249,7 +251,10 @@ KINDS: dict[str, Callable[[Report], dict[str, str]]] = {
     "decode": decode_tables,
     "decode-gpu": decode_gpu_tables,
     "catalogue": catalogue_tables,
+    "requests-gpu": requests_gpu_tables,
+    "requests-cpu": requests_cpu_tables,
 }
+MAY_BE_MISSING = (*GPU_TABLES, *REQUEST_TABLES)
 
 
 def all_tables(results: Path) -> dict[str, dict[str, str]]:
@@ -269,7 +274,7 @@ def all_tables(results: Path) -> dict[str, dict[str, str]]:
 def filled(text: str, tables: dict[str, dict[str, str]], what: str) -> str:
     """`text` with every marked table as `tables` has it.
 
-    A GPU's marker without results gets an empty table, any other ValueError.
+    A marker of MAY_BE_MISSING without results gets an empty table, any other ValueError.
     """
 
     def replacement(found: re.Match[str]) -> str:
@@ -277,7 +282,7 @@ def filled(text: str, tables: dict[str, dict[str, str]], what: str) -> str:
         machines = tables.get(name, {})
         if machine is None and len(machines) == 1:
             machine = next(iter(machines))
-        if name in GPU_TABLES and machine is None and not machines:
+        if name in MAY_BE_MISSING and machine is None and not machines:
             return f"{found['open']}{found['close']}"
         if machine not in machines:
             have = ", ".join(sorted(machines)) or "no results"

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_scripts import GPU_SCRIPTS, SIZES, scripts
+from benchmark_scripts import GPU_SCRIPTS, SIZES, pretend_gpu, scripts
 
 from sidmlp_kernels.plan import DecodePlan
-from sidmlp_kernels.testing import Timing, make_problem
+from sidmlp_kernels.testing import make_problem
 
 CEILINGS = {"copy_bytes_per_s": 4e12, "matmul_flop_per_s": {"bfloat16": 7e14, "float32": 4e14}}
 
@@ -27,40 +27,8 @@ def modules() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def rehearsal(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    timing = modules.gpu_timing
-
-    def captured(call: Any) -> Any:
-        outputs = [torch.empty_like(tensor) for tensor in call()]
-
-        def replay() -> None:
-            for kept, tensor in zip(outputs, call(), strict=True):
-                kept.copy_(tensor)
-
-        return SimpleNamespace(replay=replay, outputs=outputs)
-
-    def sampled(samplers: dict[str, Any], **_: Any) -> dict[str, Timing]:
-        return {name: Timing.of([sample(), 9.0]) for name, sample in samplers.items()}
-
-    def sample(call: Any, *_: Any) -> float:
-        call()
-        return 5.0
-
-    monkeypatch.setattr(timing, "captured", captured)
-    monkeypatch.setattr(timing, "empty_graph", lambda: captured(lambda: [torch.zeros(1)]))
-    monkeypatch.setattr(timing, "sampled", sampled)
-
-    def energy(run: Any, replay_us: float) -> Any:
-        run()
-        return modules.gpu_energy.Energy(joules=3.0, runs=10, seconds=0.5)
-
-    monkeypatch.setattr(timing, "replays_per_sample", lambda replay: 3)
-    for how in ("warm", "cold", "single", "call", "wall", "host"):
-        monkeypatch.setattr(timing, f"{how}_sample", sample)
-    monkeypatch.setattr(modules.gpu_energy, "energy_of", energy)
+    pretend_gpu(modules, monkeypatch)
     monkeypatch.setattr(modules.bench_decode_gpu, "measured_ceilings", lambda *_: CEILINGS)
-    monkeypatch.setattr(timing, "flush_buffer", lambda: torch.empty(1))
-    monkeypatch.setattr(timing, "other_processes", lambda: None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretended GPU")
     return modules
 
 

@@ -1,0 +1,206 @@
+"""Whole requests, token ids to items, against compiled PyTorch: verified first, then timed.
+
+    python benchmarks/bench_requests.py                  on a GPU
+    python benchmarks/bench_requests.py --device cpu     our CPU backend, on all cores
+
+TIGER's T5 encoder (4 layers, D 128, 6 heads of 64, FFN 1024) with random weights before a student
+of the published sizes, 50 beams, k 10, Beauty's catalogue; bf16 on a GPU, fp32 and bf16 weights on
+the CPU. Histories are full (82 tokens) and then real (ragged, 34 tokens on average), see
+request_inputs. request_peers says who takes part, gpu_timing how a GPU's times are taken,
+request_host what a call from lists to lists is. Everyone reads the same ids, padded to 82 tokens,
+for which peers are compiled.
+
+States and items are judged before anything is timed (request_checks). A wrong one of a backend's
+ends the benchmark without a report, a wrong peer is left out. Nothing is timed beside another
+process on the GPU. What was not measured is in `left_out` with its reason.
+
+Points are written to <out>.partial as they are measured, which becomes <out> after the last:
+results/requests-gpu-<gpu>.json, or requests-cpu-<cpu>.json, by default.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gpu_timing as timing
+import torch
+from bench_decode_gpu import about, free_memory, usable_backends
+from common import OthersCpuShare, cpu_name, machine_facts, results_path, write_json
+from decode_catalogues import load_catalogue
+from decode_checks import VerificationError
+from decode_variants import Contest, dtype_name
+from gpu_options import Clock, Left
+from gpu_points import Models
+from request_inputs import FLOP_PER_S, random_encoder
+from request_options import RequestOptions, on_gpu, options_of, parser
+from request_points import Peers, make_points, measure
+
+from sidmlp_kernels import Recommender, TokenSpec
+
+Say = Callable[[str], None]
+
+
+def others_on_gpu(options: RequestOptions) -> int:
+    """Other processes on the GPU that is measured, where that can be told."""
+    return (timing.other_processes() or 0) if on_gpu(options) else 0
+
+
+def make_contest(options: RequestOptions) -> Contest:
+    """The student and Beauty's catalogue; states come from the encoder, so there are none."""
+    items = load_catalogue(options.base_catalogue, options.data)
+    return Contest(items, 1, sizes=options.sizes, tokens=options.tokens, k=options.k)
+
+
+def run(
+    options: RequestOptions, report: dict[str, Any], write: Callable[[], None], say: Say
+) -> None:
+    """Measures every point into `report`, calling `write` after each."""
+    clock = Clock()
+    contest = make_contest(options)
+    report["catalogues"][options.base_catalogue] = about(contest)
+    tokens = TokenSpec.for_codes(contest.spec.codes_per_level)
+    encoder = random_encoder(tokens.vocab_size, options.encoder_sizes)
+    models: Models = {
+        (backend, dtype): Recommender(
+            contest.student,
+            contest.catalogue,
+            encoder,
+            options.device,
+            dtype,
+            backend,
+            tokens=tokens,
+        )
+        for backend in options.backends
+        for dtype in options.dtypes
+    }
+    report["plans"] = {
+        f"{backend}-{dtype_name(dtype)}": str(
+            model._plan(options.k, options.num_beams, None, None, None)
+        ).splitlines()
+        for (backend, dtype), model in models.items()
+    }
+    peers = Peers(contest, encoder, options)
+    for point in make_points(options):
+        others = others_on_gpu(options)
+        why = ""
+        if clock.elapsed > options.seconds:
+            why = f"{options.seconds:.0f} s are over"
+        elif others:
+            why = f"{others} other processes on the GPU"
+        where = {"histories": point.histories, "batch": point.batch}
+        if why:
+            report["left_out"].append({**where, "why": why})
+            say(f"{point} left out: {why}")
+            continue
+        with OthersCpuShare() as busy:
+            found, left = measure(point, contest, models, peers, options, clock)
+        if not on_gpu(options):
+            found["others_cpu_share"] = busy.share
+        report["results"].append(found)
+        report["left_out"] += [{**where, **gone} for gone in left]
+        report["seconds"], report["compile_seconds"] = clock.elapsed, clock.compiling
+        write()
+        shown = ", ".join(f"{row['key']} {row['p50_us']:.1f}" for row in found["variants"])
+        say(f"{clock.elapsed:.0f} s  {point} (us): {shown}")
+        for key, host in found.get("host", {}).items():
+            say(f"  lists to lists, {key}: p50 {host['p50_us']:.1f}, p99 {host['p99_us']:.1f} us")
+        for gone in left:
+            say(f"  left out: {gone['name']}: {gone['why']}")
+        if on_gpu(options):
+            free_memory()
+    report["seconds"], report["compile_seconds"] = clock.elapsed, clock.compiling
+
+
+def new_report(options: RequestOptions, left: list[Left], commit: str | None) -> dict[str, Any]:
+    """The report before its first point; RuntimeError where somebody else uses the GPU."""
+    others = timing.other_processes() if on_gpu(options) else None
+    if others:
+        raise RuntimeError(f"expected to be alone on the GPU, got {others} other processes on it")
+    machine = machine_facts()
+    if commit:
+        machine["commit"] = commit
+    setting = {
+        "sizes": options.sizes,
+        "encoder": options.encoder_sizes,
+        "tokens": options.tokens,
+        "k": options.k,
+        "num_beams": options.num_beams,
+        "backends": list(options.backends),
+        "dtypes": [dtype_name(dtype) for dtype in options.dtypes],
+        "batches": list(options.batches),
+        "peer_batches": list(options.peer_batches),
+        "peers": list(options.peers),
+        "flop_per_s_of_the_limit": FLOP_PER_S,
+        "threads": torch.get_num_threads(),
+        "peers_about": (
+            f"the first of the dtypes, all requests padded to {options.tokens} tokens; compiled at "
+            "peer_batches"
+        ),
+    }
+    report: dict[str, Any] = {
+        "kind": "requests-gpu" if on_gpu(options) else "requests-cpu",
+        "complete": False,
+        "machine": machine,
+        "setting": setting,
+        "catalogues": {},
+        "results": [],
+        "left_out": left,
+    }
+    if on_gpu(options):
+        report["gpu"] = torch.cuda.get_device_name()
+        setting["timing"] = (timing.__doc__ or "").split("\n\n", 1)[1]
+        setting["other_processes"] = "not checked: no nvidia-ml-py" if others is None else others
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser(__doc__.split("\n")[0]).parse_args(arguments)
+    try:
+        names = args.backends or [args.device]
+        backends, left = usable_backends(args.device, names)
+        options = options_of(args, backends)
+    except ValueError as error:
+        print(f"bench_requests: {error}", file=sys.stderr)
+        return 2
+    if not backends:
+        reasons = "; ".join(f"{gone['name']}: {gone['why']}" for gone in left)
+        print(f"bench_requests: no backend can run here: {reasons}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+    if on_gpu(options):
+        default = results_path("requests-gpu", torch.cuda.get_device_name())
+    else:
+        default = results_path("requests-cpu", cpu_name())
+    out = args.out or default
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        report = new_report(options, left, args.commit)
+        with torch.no_grad():
+            run(
+                options,
+                report,
+                lambda: write_json(partial, report),
+                lambda line: print(line, flush=True),
+            )
+    except VerificationError as error:
+        partial.unlink(missing_ok=True)
+        print(f"bench_requests: nothing is reported: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        print(
+            f"bench_requests: stopped: {error}; what was measured, if anything: {partial}",
+            file=sys.stderr,
+        )
+        return 1
+    report["complete"] = True
+    write_json(partial, report)
+    partial.replace(out)
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
