@@ -24,7 +24,10 @@ from .spec import FEED_FORWARDS, EncoderSpec, MLPEncoderSpec, T5Spec
 
 PANEL = 64
 TILE = 64  # rows and columns of a tile
-BIAS_TOKENS = 4096  # that a request on CUDA may have
+# Tokens that a request on CUDA may have. The wgmma form (csrc/cuda/sm90/encoder/wide.h) takes
+# models whose requests are short; the model alone decides, since the other form rounds otherwise.
+SHORT_TOKENS = 192
+BIAS_TOKENS = 4096
 MAX_TOKENS = 1 << 20  # csrc/torch/encoder_problem.cpp
 
 
@@ -56,7 +59,7 @@ class PackedEncoder:
         """The most columns of ids that the operator takes."""
         if isinstance(self.spec, MLPEncoderSpec):
             return self.spec.max_length
-        return MAX_TOKENS if self.layout == "panels" else BIAS_TOKENS
+        return MAX_TOKENS if self.layout == "panels" else self.sizes[-1]
 
     @property
     def num_bytes(self) -> int:
@@ -72,16 +75,22 @@ def pack_encoder(
     encoder: T5Encoder | MLPEncoder,
     dtype: torch.dtype = torch.float32,
     backend: str = "cpu",
+    max_tokens: int = BIAS_TOKENS,
 ) -> PackedEncoder:
     """Packs `encoder` for the kernels of `backend` ("cpu" or "cuda") that read `dtype` matrices.
 
-    dtype: torch.float32, bfloat16 or float16. Raises ValueError where a weight overflows in it.
+    dtype: torch.float32, bfloat16 or float16. max_tokens: of a request; on CUDA a model whose
+    requests have at most 192 takes a faster kernel and refuses longer ones. Raises ValueError where
+    a weight overflows in `dtype`.
     """
     packer = _Packer({k: v.double().cpu() for k, v in encoder.state_dict().items()}, dtype)
     if isinstance(encoder, MLPEncoder):
         assert backend == "cpu", backend
         return _pack_mlp(encoder.spec, packer)
-    return (_pack_t5_rows if backend == "cuda" else _pack_t5)(encoder.spec, packer)
+    if backend == "cuda":
+        bias_tokens = SHORT_TOKENS if max_tokens <= SHORT_TOKENS else BIAS_TOKENS
+        return _pack_t5_rows(encoder.spec, packer, bias_tokens)
+    return _pack_t5(encoder.spec, packer)
 
 
 def to_panels(matrix: Tensor) -> Tensor:
@@ -153,7 +162,7 @@ def _t5_sizes(spec: T5Spec, bias_tokens: int) -> tuple[int, ...]:
     )
 
 
-def _pack_t5_rows(spec: T5Spec, packer: _Packer) -> PackedEncoder:
+def _pack_t5_rows(spec: T5Spec, packer: _Packer, bias_tokens: int) -> PackedEncoder:
     w = packer.weights
 
     def gain(name: str) -> Tensor:
@@ -165,7 +174,7 @@ def _pack_t5_rows(spec: T5Spec, packer: _Packer) -> PackedEncoder:
     first = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     bias = _position_bias(spec, w[first])
     reach = (bias.shape[1] - 1) // 2
-    offsets = torch.arange(1 - BIAS_TOKENS, BIAS_TOKENS).clamp(-reach, reach)
+    offsets = torch.arange(1 - bias_tokens, bias_tokens).clamp(-reach, reach)
     layers: list[Tensor] = []
     matrices: list[Tensor] = []
     for i in range(spec.num_layers):
@@ -188,7 +197,7 @@ def _pack_t5_rows(spec: T5Spec, packer: _Packer) -> PackedEncoder:
         tiles,
         *layers,
     )
-    sizes = _t5_sizes(spec, BIAS_TOKENS)
+    sizes = _t5_sizes(spec, bias_tokens)
     return PackedEncoder(spec, "rows", "encode_t5", packer.dtype, sizes, tensors)
 
 

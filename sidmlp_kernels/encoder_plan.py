@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .backends import encoder_why_not
 from .encoder import T5Encoder
-from .encoder_packing import PackedEncoder, pack_encoder
+from .encoder_packing import BIAS_TOKENS, PackedEncoder, pack_encoder
 from .mlp_encoder import MLPEncoder
 from .ops.library import operator
 from .spec import check_choice
@@ -93,8 +93,11 @@ def plan_encoder(
     device: torch.device,
     dtype: torch.dtype,
     form: str = "auto",
+    max_tokens: int = BIAS_TOKENS,
 ) -> EncoderPlan:
     """Packs `encoder`, or converts it to `device` and `dtype`, for `backend`.
+
+    max_tokens: of a request, see `pack_encoder`.
 
     A callable that is neither a T5Encoder nor an MLPEncoder runs as it is. Raises ValueError for an
     unknown form, and for one of the operator's where the backend has none.
@@ -111,7 +114,7 @@ def plan_encoder(
         )
     if not missing and form != "torch":
         assert isinstance(encoder, (T5Encoder, MLPEncoder))
-        packed = pack_encoder(encoder, dtype, backend).to(device)
+        packed = pack_encoder(encoder, dtype, backend, max_tokens).to(device)
         return EncoderPlan(backend, form, packed, None, "")
     reason = f"plain PyTorch ({missing or 'as asked for'})"
     moves = (device, dtype) != (torch.device("cpu"), torch.float32)

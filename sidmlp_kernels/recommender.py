@@ -155,7 +155,12 @@ class Recommender:
         self._encoder: EncoderPlan | None = None
         if encoder is not None:
             self._encoder = plan_encoder(
-                encoder, self.backend, self.device, self.dtype, encoder_form
+                encoder,
+                self.backend,
+                self.device,
+                self.dtype,
+                encoder_form,
+                self.tokens.max_length,
             )
         else:
             check_choice(encoder_form, "encoder_form", FORMS)

@@ -13,7 +13,7 @@ from transformers import T5Config, T5EncoderModel
 from sidmlp.mlp_encoder import MLPEncoder as ReferenceMLPEncoder
 from sidmlp.mlp_encoder import MLPEncoderConfig
 from sidmlp_kernels import MLPEncoder, MLPEncoderSpec, T5Encoder, T5Spec, backends
-from sidmlp_kernels.encoder_packing import PackedEncoder
+from sidmlp_kernels.encoder_packing import SHORT_TOKENS, PackedEncoder
 from sidmlp_kernels.encoder_plan import EncoderPlan, plan_encoder
 from sidmlp_kernels.ops import operator
 
@@ -25,6 +25,8 @@ T5_SPECS = {
     ),
     "gated relu": T5Spec(1, 16, 4, 4, 24, 30, "gated-relu", layer_norm_eps=1e-5),
     "gelu": T5Spec(1, 16, 2, 8, 24, 30, "gelu"),
+    "sizes of wgmma": T5Spec(2, 128, 3, 64, 192, 91),
+    "sizes of mma, gated": T5Spec(2, 64, 4, 16, 128, 70, "gated-gelu"),
 }
 MLP_SPECS = {
     "four roles": MLPEncoderSpec(2, 4, 24, 40, 50, 300),
@@ -83,12 +85,13 @@ def fused_plan(
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
     form: str = "auto",
+    max_tokens: int = SHORT_TOKENS,
 ) -> EncoderPlan:
     """The backend's operator, ready to run; the test is skipped where it has none for the sizes."""
     reason = backends.encoder_why_not(backend, spec, dtype)
     if reason:
         pytest.skip(f"backend {backend}: {reason}")
-    return plan_encoder(module_of(spec), backend, torch.device(device), dtype, form)
+    return plan_encoder(module_of(spec), backend, torch.device(device), dtype, form, max_tokens)
 
 
 @torch.no_grad()

@@ -8,7 +8,14 @@ from encoders import SPECS, module_of
 
 from sidmlp_kernels import T5Spec
 from sidmlp_kernels.encoder import relative_buckets
-from sidmlp_kernels.encoder_packing import BIAS_TOKENS, PANEL, pack_encoder, to_panels, to_tiles
+from sidmlp_kernels.encoder_packing import (
+    BIAS_TOKENS,
+    PANEL,
+    SHORT_TOKENS,
+    pack_encoder,
+    to_panels,
+    to_tiles,
+)
 from sidmlp_kernels.packing import round_once
 
 
@@ -80,3 +87,16 @@ def test_rows_for_cuda(feed_forward: str) -> None:
     assert torch.equal(tiles, torch.cat([to_tiles(m) for m in matrices]))
     odd = pack_encoder(module_of(T5Spec(1, 48, 2, 32, 128, 20)), torch.float16, "cuda")
     assert odd.tensors[3].numel() == 0  # no tiles of 64 columns
+
+
+@pytest.mark.parametrize(
+    ("most", "taken"), [(82, SHORT_TOKENS), (192, SHORT_TOKENS), (193, BIAS_TOKENS)]
+)
+def test_short_requests_get_a_short_position_bias(most: int, taken: int) -> None:
+    """The faster kernel takes them; what both tables hold is the same."""
+    module = module_of(T5Spec(1, 64, 2, 32, 128, 20))
+    packed = pack_encoder(module, torch.bfloat16, "cuda", most)
+    assert packed.max_tokens == packed.sizes[-1] == taken
+    whole = pack_encoder(module, torch.bfloat16, "cuda").tensors[1]
+    middle = BIAS_TOKENS - 1
+    assert torch.equal(packed.tensors[1], whole[:, middle + 1 - taken : middle + taken])
