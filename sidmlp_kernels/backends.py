@@ -120,7 +120,7 @@ def _cuda_why_not(sizes: Sizes) -> str:
 
 
 def _cuda_rather_not(sizes: Sizes) -> str:
-    """What decides: in benchmarks/results/decode-gpu-nvidia-h200.json (bf16, 50 beams, two
+    """What decides: in the results file of commit 525070c (H200, 2026-11-22, bf16, 50 beams, two
     catalogues), whose cuda variants are the plain kernel, triton takes 0.48 to 0.97 of its time for
     `beam_decode` at batch 1 to 4096, and 0.57 to 0.98 for `decode_states` but for one point (1.13
     at batch 512 of the smaller catalogue). Those are sizes that tensor cores take now; others were
