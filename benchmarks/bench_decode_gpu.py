@@ -29,8 +29,7 @@ from typing import Any
 
 import gpu_timing as timing
 import torch
-from common import ROOT, machine_facts, results_path, write_json
-from decode_checks import VerificationError
+from common import ROOT, machine_facts, results_path
 from decode_variants import Contest, dtype_name
 from gpu_arguments import options_of, parser
 from gpu_axes import EXTRA_BATCHES, EXTRA_PEERS, TEACHER_BATCHES, Point, contest_of, make_points
@@ -38,6 +37,7 @@ from gpu_ceilings import measured_ceilings
 from gpu_options import Clock, Left, Options
 from gpu_participants import COMPILED
 from gpu_points import Models, make_models, measure
+from report_run import run_into
 
 from sidmlp_kernels import why_not
 from sidmlp_kernels.backends import BACKENDS
@@ -198,32 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default = ROOT / "runs" / "decode-gpu-quick.json"  # no result to make tables of
     else:
         default = results_path("decode-gpu", torch.cuda.get_device_name())
-    out = args.out or default
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        report = new_report(options, left, args.commit)
-        with torch.no_grad():
-            run(
-                options,
-                report,
-                lambda: write_json(partial, report),
-                lambda line: print(line, flush=True),
-            )
-    except VerificationError as error:
-        partial.unlink(missing_ok=True)
-        print(f"bench_decode_gpu: nothing is reported: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        print(
-            f"bench_decode_gpu: stopped: {error}; what was measured, if anything: {partial}",
-            file=sys.stderr,
-        )
-        return 1
-    report["complete"] = True
-    write_json(partial, report)
-    partial.replace(out)
-    print(out)
-    return 0
+    return run_into(
+        "bench_decode_gpu",
+        args.out or default,
+        lambda: new_report(options, left, args.commit),
+        lambda report, save, say: run(options, report, save, say),
+    )
 
 
 if __name__ == "__main__":

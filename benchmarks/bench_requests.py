@@ -28,12 +28,12 @@ from typing import Any
 import gpu_timing as timing
 import torch
 from bench_decode_gpu import about, free_memory, usable_backends
-from common import OthersCpuShare, cpu_name, machine_facts, results_path, write_json
+from common import OthersCpuShare, cpu_name, machine_facts, results_path
 from decode_catalogues import load_catalogue
-from decode_checks import VerificationError
 from decode_variants import Contest, dtype_name
 from gpu_options import Clock, Left
 from gpu_points import Models
+from report_run import run_into
 from request_inputs import FLOP_PER_S, random_encoder
 from request_options import RequestOptions, on_gpu, options_of, parser
 from request_points import Peers, make_points, measure
@@ -174,32 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default = results_path("requests-gpu", torch.cuda.get_device_name())
     else:
         default = results_path("requests-cpu", cpu_name())
-    out = args.out or default
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        report = new_report(options, left, args.commit)
-        with torch.no_grad():
-            run(
-                options,
-                report,
-                lambda: write_json(partial, report),
-                lambda line: print(line, flush=True),
-            )
-    except VerificationError as error:
-        partial.unlink(missing_ok=True)
-        print(f"bench_requests: nothing is reported: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        print(
-            f"bench_requests: stopped: {error}; what was measured, if anything: {partial}",
-            file=sys.stderr,
-        )
-        return 1
-    report["complete"] = True
-    write_json(partial, report)
-    partial.replace(out)
-    print(out)
-    return 0
+    return run_into(
+        "bench_requests",
+        args.out or default,
+        lambda: new_report(options, left, args.commit),
+        lambda report, save, say: run(options, report, save, say),
+    )
 
 
 if __name__ == "__main__":

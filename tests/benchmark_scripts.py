@@ -38,6 +38,7 @@ GPU_SCRIPTS = (
     "gpu_tables",
     "make_tables",
     "merge_results",
+    "report_run",
     "bench_decode_gpu",
 )
 REQUEST_SCRIPTS = (
