@@ -156,26 +156,27 @@ def make_batch(
     check_choice(unknown, "unknown", UNKNOWN)
     flat, lengths = flatten_ids(histories, "histories")
     batch = len(lengths)
-    request = np.repeat(np.arange(batch), lengths)
     positions = known.lookup(flat)
     if positions.size and positions.min() < 0:
         found = positions >= 0
+        request = np.repeat(np.arange(batch), lengths)
         if unknown == "raise":
             _raise_unknown(flat, request, found)
-        positions, request = positions[found], request[found]
-        lengths = np.bincount(request, minlength=batch)
-
-    # Position of each item counted from the end of its history; the newest max_items stay.
-    from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(positions))
-    newest = from_end <= tokens.max_items
-    positions, request, from_end = positions[newest], request[newest], from_end[newest]
-    lengths = np.minimum(lengths, tokens.max_items)
+        positions, lengths = positions[found], np.bincount(request[found], minlength=batch)
+    if lengths.max(initial=0) > tokens.max_items:  # the newest stay
+        from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(positions))
+        positions = positions[from_end <= tokens.max_items]
+        lengths = np.minimum(lengths, tokens.max_items)
 
     levels = len(tokens.code_offsets)
     longest = int(lengths.max(initial=0))
-    items = np.full((batch, longest, levels), tokens.pad_id, np.int64)
-    codes = known.codes[positions].astype(np.int64) + np.array(tokens.code_offsets)
-    items[request, lengths[request] - from_end] = codes
+    codes = np.add(known.codes.take(positions, axis=0), tokens.code_offsets, dtype=np.int64)
+    if len(positions) == batch * longest:  # all equally long
+        items = codes
+    else:
+        items = np.full((batch * longest, levels), tokens.pad_id, np.int64)
+        first = np.arange(batch) * longest - (np.cumsum(lengths) - lengths)
+        items[np.arange(len(positions)) + np.repeat(first, lengths)] = codes
 
     ids = np.full((batch, 2 + longest * levels), tokens.pad_id, np.int64)
     ids[:, 0] = _user_tokens(users, batch, tokens)
