@@ -23,7 +23,7 @@ from .encoder import T5Encoder
 from .encoder_packing import BIAS_TOKENS, PackedEncoder, pack_encoder
 from .mlp_encoder import MLPEncoder
 from .ops.library import operator
-from .spec import check_choice
+from .spec import T5Spec, check_choice
 
 # What the operators call them.
 _FORM_NUMBERS = {"auto": 0, "throughput": 1, "cluster2": 2, "cluster4": 4, "cluster8": 8}
@@ -49,14 +49,19 @@ class EncoderPlan:
     reason: str
 
     def check_tokens(self, ids: Tensor) -> None:
-        """ValueError if requests have more tokens than the encoder has positions for."""
-        most = None if self.packed is None else self.packed.max_tokens
-        if isinstance(self.module, MLPEncoder):
+        """ValueError if requests have more tokens than what runs the encoder takes."""
+        most, why, remedy = None, "the encoder has positions for", "cut the histories"
+        if self.packed is not None:
+            most = self.packed.max_tokens
+            if isinstance(self.packed.spec, T5Spec):
+                why = f"the fused encoder of {self.backend} was packed for, by the TokenSpec"
+                remedy = "cut the histories, or load the model with encoder_form='torch'"
+        elif isinstance(self.module, MLPEncoder):
             most = self.module.spec.max_length
         if most is not None and ids.shape[1] > most:
             raise ValueError(
-                f"batch: expected at most {most} tokens a request, as many as the encoder has "
-                f"positions for, got {ids.shape[1]}; cut the histories"
+                f"batch: expected at most {most} tokens a request, as many as {why}, got "
+                f"{ids.shape[1]}; {remedy}"
             )
 
     @property
@@ -84,7 +89,7 @@ class EncoderPlan:
         if self.packed is None:
             return f"encoder: {self.reason}"
         form = "by batch" if self.form == "auto" else self.form
-        return f"encoder: {self.packed.operator}, form {form}"
+        return f"encoder: {self.packed.operator} on {self.backend}, form {form}"
 
 
 def plan_encoder(
@@ -105,6 +110,8 @@ def plan_encoder(
     check_choice(form, "encoder_form", FORMS)
     if isinstance(encoder, (T5Encoder, MLPEncoder)):
         missing = encoder_why_not(backend, encoder.spec, dtype)
+        if backend == "cuda" and not missing and max_tokens > BIAS_TOKENS:
+            missing = f"requests of {max_tokens} tokens, of which this backend takes {BIAS_TOKENS}"
     else:
         missing = "it is a callable of the caller's"
     if missing and form not in ("auto", "torch"):

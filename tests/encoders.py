@@ -26,6 +26,8 @@ T5_SPECS = {
     "gated relu": T5Spec(1, 16, 4, 4, 24, 30, "gated-relu", layer_norm_eps=1e-5),
     "gelu": T5Spec(1, 16, 2, 8, 24, 30, "gelu"),
     "sizes of wgmma": T5Spec(2, 128, 3, 64, 192, 91),
+    "gelu, sizes of wgmma": T5Spec(1, 128, 2, 64, 128, 40, "gelu"),
+    "gelu, sizes of mma": T5Spec(1, 64, 2, 32, 96, 40, "gelu"),
     "sizes of mma, gated": T5Spec(2, 64, 4, 16, 128, 70, "gated-gelu"),
 }
 MLP_SPECS = {
@@ -55,7 +57,9 @@ def teacher_of(spec: T5Spec, seed: int = 0) -> T5EncoderModel:
     model = T5EncoderModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
+            # Scores that saturate a softmax would make a rounding as large as the states.
+            scale = 0.2 if parameter.ndim == 1 else 0.5 / parameter.shape[1] ** 0.5
+            parameter.add_(torch.randn_like(parameter) * scale)
     return model
 
 

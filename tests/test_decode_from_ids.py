@@ -102,7 +102,9 @@ def test_the_operator_answers_as_pytorch(kind: str) -> None:
     assert torch.equal(got.items, wanted.items)
     torch.testing.assert_close(got.scores, wanted.scores, rtol=1e-4, atol=1e-4)
     operator = {"t5": "encode_t5", "mlp": "encode_mlp"}[kind]
-    assert f"encoder: {operator}, form by batch" in str(fused._plan(8, None, None, None, None))
+    assert f"encoder: {operator} on {fused.backend}, form by batch" in str(
+        fused._plan(8, None, None, None, None)
+    )
     assert "encoder: plain PyTorch (as asked for)" in str(plain._plan(8, None, None, None, None))
 
 

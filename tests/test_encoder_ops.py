@@ -209,9 +209,9 @@ def test_forms_that_are_asked_for_run_or_raise() -> None:
     spec = T5_SPECS["gelu"]
     module, (ids, mask) = module_of(spec), requests(spec, 2, 9)
     fused = plan_encoder(module, "cpu", cpu, fp32)
-    assert str(fused) == "encoder: encode_t5, form by batch"
+    assert str(fused) == "encoder: encode_t5 on cpu, form by batch"
     clusters = plan_encoder(module, "cpu", cpu, fp32, "cluster8")
-    assert str(clusters) == "encoder: encode_t5, form cluster8"
+    assert str(clusters) == "encoder: encode_t5 on cpu, form cluster8"
     assert torch.equal(clusters(ids, mask), fused(ids, mask))
     plain = plan_encoder(module, "cpu", cpu, fp32, "torch")
     assert str(plain) == "encoder: plain PyTorch (as asked for)"

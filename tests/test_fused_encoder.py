@@ -120,6 +120,9 @@ def test_random_sizes(backend: str, device: torch.device, seed: int) -> None:
             relative_buckets=buckets,
             relative_max_distance=distance,
         )
+        if backend == "cuda":  # whose kernels take multiples of 16, dim from 64 on
+            up = {n: getattr(spec, n) + -getattr(spec, n) % 16 for n in ("head_dim", "ffn_dim")}
+            spec = dataclasses.replace(spec, dim=max(64, spec.dim + -spec.dim % 16), **up)
     else:
         spec = MLPEncoderSpec(draw(1, 8), draw(1, 8), draw(2, 150), draw(2, 300), draw(1, 90), 150)
     dtype = (torch.float32, torch.bfloat16)[draw(0, 1)]

@@ -47,9 +47,9 @@ Lists and numbers, in the order that the makers fix:
 
 `X_triton` is operator X on Triton, with the same schema (it has no encoders); `operator(name,
 backend)` finds the right one. With bf16 or fp16 weights it rounds activations to that dtype where a
-product reads them, and so do beam_decode and, after its readout, decode_states on CUDA for sizes
-that tensor cores take (sidmlp_kernels.ops.cuda_kernels): a context beyond fp16's range counts as
-not finite there.
+product reads them, and so do beam_decode, decode_states and context_readout on CUDA for sizes that
+tensor cores take (sidmlp_kernels.ops.cuda_kernels): a state or context beyond fp16's range counts
+as not finite there. encode_t5 on CUDA takes at most sizes[-1] columns of ids.
 
 Sizes, dtypes, shapes and devices that do not fit raise RuntimeError naming the argument. Users call
 these through `Recommender`, which raises ValueError instead.

@@ -459,6 +459,11 @@ std::vector<Case> cases(bool small) {
     c.dtype = DType::kFloat16, c.dim = 64, c.heads = 4, c.head_dim = 16, c.ffn = 80, c.layers = 2;
     c.activation = Activation::kGelu, c.tokens = 37, c.mask = Case::kAny, c.batch = 5;
   }
+  for (const int head_dim : {64, 32}) {
+    Case& c = add(head_dim == 64 ? "gelu, bf16, wgmma" : "gelu, bf16, mma");
+    c.dim = 128, c.heads = 2, c.head_dim = head_dim, c.ffn = 128, c.layers = 1;
+    c.activation = Activation::kGelu, c.tokens = 30, c.batch = 4;
+  }
   {
     Case& c = add("heads of 48, gated relu");
     c.dim = 112, c.heads = 3, c.head_dim = 48, c.ffn = 208, c.layers = 2;

@@ -15,7 +15,7 @@ __device__ __forceinline__ float gelu_tanh(float x) {
 
 template <class W>
 __device__ __forceinline__ float activate(Activation activation, float x) {
-  if (activation == Activation::kGelu) return gelu<W>(x);
+  if (activation == Activation::kGelu) return gelu_unit<W> * gelu<W>(x);
   if (activation == Activation::kGatedGelu) return gelu_tanh(x);
   return x < 0.0f ? 0.0f : x;  // keeps a NaN
 }
