@@ -37,19 +37,15 @@ struct FirstStage {
     return static_cast<uint32_t>(request & (cluster() - 1));
   }
 
-  // Contexts in shared memory -> context parts, of 8 * kTiles requests at a time: of 32 at once the
-  // sums would not fit into the registers of half a multiprocessor.
+  // Contexts in shared memory -> context parts, of up to 8 * kTiles requests.
   template <int kTiles>
   __device__ __forceinline__ void parts() const {
     const int width = heads.num_levels * heads.hidden_dim;
     const int g = lane_index() / 4, t = lane_index() % 4;
-    const int units = (width + kUnit - 1) / kUnit;
-    const int count = units * ((requests + 8 * kTiles - 1) / (8 * kTiles));
+    const char* x = memory + shape.contexts;
 #pragma unroll 1
-    for (int task = block + (warp_index() << shape.cluster_shift); task < count;
-         task += kWarps << shape.cluster_shift) {
-      const int chunk = task / units, unit = task - chunk * units;
-      const char* x = memory + shape.contexts + 8 * kTiles * chunk * shape.context_bytes;
+    for (int unit = block + (warp_index() << shape.cluster_shift); unit * kUnit < width;
+         unit += kWarps << shape.cluster_shift) {
       float sum[4][kTiles][4];
       input_major_product<W, kTiles>(static_cast<const W*>(heads.context_weight), width, heads.dim,
                                      unit * kUnit, width, x, shape.context_bytes, sum);
@@ -61,7 +57,7 @@ struct FirstStage {
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          const int request = 8 * (kTiles * chunk + n) + 2 * t + r;
+          const int request = 8 * n + 2 * t + r;
           if (request >= requests) continue;
           const float4 a{sum[0][n][r] + low.x, sum[0][n][2 + r] + low.y, sum[1][n][r] + low.z,
                          sum[1][n][2 + r] + low.w};
@@ -94,8 +90,7 @@ struct FirstStage {
     }
   }
 
-  // Hidden rows -> logits of level 1, of up to 16 * kRowTiles requests.
-  template <int kRowTiles>
+  // Hidden rows -> logits of level 1.
   __device__ __forceinline__ void logits() const {
     constexpr int kCodes = 16;  // of a task
     const HeadView& head = heads.heads[0];
@@ -105,32 +100,29 @@ struct FirstStage {
     const int steps = heads.hidden_dim / 32, quarter = (steps + kQuarters - 1) / kQuarters;
     auto* partial = reinterpret_cast<float*>(memory + shape.partial);
     const int part_floats = kCodes * shape.group;  // [request][code]
-    const RowTiles<kRowTiles> hidden(memory + shape.hidden, shape.row_bytes, requests);
+    const RowTiles<1> hidden(memory + shape.hidden, shape.row_bytes, requests);
 #pragma unroll 1
     for (int task = warp_index(); task < kQuarters * own_tiles; task += kWarps) {
       const int tile = block + (task / kQuarters << shape.cluster_shift), part = task % kQuarters;
       const CodeTile<W, 2> tile_codes(static_cast<const W*>(head.out_weight), heads.hidden_dim,
                                       kCodes * tile);
-      float sum[kRowTiles][2][4] = {};
+      float sum[1][2][4] = {};
       const int end = min((part + 1) * quarter, steps);
 #pragma unroll 4
       for (int step = part * quarter; step < end; ++step) {
         uint4 piece[2];
         tile_codes.load(piece, 32 * step);
-        multiply_rows<W, kRowTiles, 2>(hidden, 32 * step, piece, sum);
+        multiply_rows<W, 1, 2>(hidden, 32 * step, piece, sum);
       }
       float* to = partial + task * part_floats + 2 * t;
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
+      for (int half = 0; half < 2; ++half) {
+        const int request = 8 * half + g;
+        if (request >= requests) continue;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int request = 16 * m + 8 * half + g;
-          if (request >= requests) continue;
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-            *reinterpret_cast<float2*>(to + kCodes * request + 8 * i) = {sum[m][i][2 * half],
-                                                                         sum[m][i][2 * half + 1]};
-        }
+        for (int i = 0; i < 2; ++i)
+          *reinterpret_cast<float2*>(to + kCodes * request + 8 * i) = {sum[0][i][2 * half],
+                                                                       sum[0][i][2 * half + 1]};
       }
     }
     __syncthreads();
@@ -148,7 +140,7 @@ struct FirstStage {
     }
   }
 
-  // kMany: the group may have more than 8 requests.
+  // kMany: the group may have more than 8 requests, as where contexts are given.
   template <bool kMany>
   __device__ __forceinline__ void run() const {
     if (kMany && shape.group > 8) {
@@ -159,13 +151,11 @@ struct FirstStage {
     cluster_barrier();
     rows();
     cluster_barrier();
-    if (kMany && shape.group > 16) {
-      logits<2>();
-    } else {
-      logits<1>();
-    }
+    logits();
   }
 };
+
+static_assert(kMaxGroup <= 8, "a readout's group is one tile of requests");
 
 template <class W, int kVectors, bool kStates>
 __global__ void __launch_bounds__(kThreads, 2)

@@ -15,6 +15,17 @@ int round_up(int64_t n, int multiple) {
   return static_cast<int>((n + multiple - 1) / multiple * multiple);
 }
 
+constexpr bool power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
+
+constexpr bool all_legal() {
+  for (const FirstStageCut& cut : kFirstStageCuts)
+    if (!power_of_two(cut.cluster) || !power_of_two(cut.group) || cut.cluster > 8 ||
+        cut.group > kMaxFirstGroup)
+      return false;
+  return true;
+}
+static_assert(all_legal(), "clusters and groups are powers of two, at most 8 and kMaxFirstGroup");
+
 FirstStageShape lay_out(const BeamDecodeProblem& problem, int cluster, int group) {
   const HeadsView& heads = problem.heads;
   FirstStageShape s{};
@@ -49,15 +60,18 @@ FirstStageShape lay_out(const BeamDecodeProblem& problem, int cluster, int group
 }  // namespace
 
 FirstStageShape first_stage_shape(const BeamDecodeProblem& problem) {
-  const FirstStageCut* cut = kFirstStageCuts;
-  while (problem.batch > cut->most_requests && cut->most_requests < INT_MAX) ++cut;
-  const int most = problem.context == nullptr ? kMostReadTogether : kMaxFirstGroup;
-  int group = std::min(cut->group, most);
-  FirstStageShape shape = lay_out(problem, cut->cluster, group);
-  // A request a cluster always fits: it does in the one launch, which holds more.
-  while (group > 1 && shape.bytes > kTwoBlocks) {
-    group /= 2;
-    shape = lay_out(problem, cut->cluster, group);
+  const FirstStageCut* found = kFirstStageCuts;
+  while (problem.batch > found->most_requests && found->most_requests < INT_MAX) ++found;
+  FirstStageCut cut = *found;
+  if (problem.context == nullptr) {
+    const Cut& reads = cut_of_batch(problem.batch);
+    cut = {reads.most_requests, reads.cluster, reads.group};
+  }
+  FirstStageShape shape = lay_out(problem, cut.cluster, cut.group);
+  // One request always fits: it does in the one launch, which holds more.
+  while (cut.group > 1 && shape.bytes + kFixed > kTwoBlocks) {
+    cut.group /= 2;
+    shape = lay_out(problem, cut.cluster, cut.group);
   }
   return shape;
 }

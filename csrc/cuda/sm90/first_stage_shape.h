@@ -14,30 +14,36 @@ struct BeamDecodeProblem;
 
 namespace sm90 {
 
-constexpr int kMaxFirstGroup = 32;  // requests of a cluster
-static_assert(kMaxFirstGroup % 16 == 0, "tiles of 16 rows");
+constexpr int kMaxFirstGroup = 16;  // requests of a cluster: a tile of rows
 
 struct FirstStageCut {
   int most_requests;  // a batch of at most so many is cut like this
   int cluster;
-  int group;  // with states at most kMostReadTogether
+  int group;
 };
 
-constexpr int kMostReadTogether = 8;
-
-// Guessed, not tuned: enough blocks for a chip of 132 multiprocessors first, then requests that
-// share a read of the weights.
+// With contexts given. Measured by hand on an H200 with bf16, 50 beams, Beauty's catalogue,
+// 2026-11-22; microseconds of a graph replay of both launches. What stands in brackets is (cluster,
+// group). States are read by the cuts of the one launch (kCuts), which suit the readout: batch 512:
+// 197 as (2,4), 275 as (4,8); batch 128: 100 as (4,4), 138 as (8,8).
 constexpr FirstStageCut kFirstStageCuts[] = {
-    {16, 8, 1}, {32, 8, 2}, {64, 8, 4}, {128, 8, 8}, {512, 4, 8}, {1024, 4, 16}, {INT_MAX, 4, 32},
+    {16, 8, 1},        // batch 1: 44, (4,1) 46, (1,1) 57
+    {32, 8, 4},        // batch 32: 49, (8,8) 49, (4,4) 51, (8,1) 58
+    {64, 8, 8},        //
+    {132, 8, 16},      // batch 128: 58, (8,8) 60, (2,4) 62
+    {512, 2, 8},       // batch 512: 146, (4,16) 147, (8,8) 160
+    {INT_MAX, 2, 16},  // batch 4096: 1,023, (4,32) 1,047, (4,8) 1,097
 };
 
-// Cuts of the second launch, the levels: no products are shared there, so a block has one request.
+// Cuts of the second launch, the levels, measured likewise: no products are shared there, so a
+// block has one request.
 constexpr Cut kLevelCuts[] = {
     {15, 8, 1, 1, "the chip is idle: eight blocks a request"},
     {30, 4, 1, 1, "four blocks a request"},
-    {66, 2, 1, 1, "two blocks a request"},
-    {132, 1, 1, 1, "a block a request"},
-    {INT_MAX, 1, 1, 2, "two blocks, so two requests, on a multiprocessor"},
+    {66, 2, 1, 1, "two blocks a request; batch 32: 51, (1,1,1) 55, (4,1,1) 80"},
+    {132, 1, 1, 1, "a block a request; batch 128: 59, (2,1,2) 70, (1,1,2) 77"},
+    {INT_MAX, 1, 1, 2,
+     "two requests on a multiprocessor; batch 512: 155, (1,2,2) 154; 4096: 1,045, (1,2,2) 1,052"},
 };
 
 // In ascending order; the last takes any batch.
@@ -49,7 +55,7 @@ struct FirstStageShape {
   int context_bytes;  // from a context to the next
   int row_bytes;      // from a hidden row to the next
   int root_stride;    // floats, in global memory too
-  int first;          // float [group / cluster][H]: context part of level 1
+  int first;          // float [group / cluster, at least 1][H]: context part of level 1
   int contexts;       // W [group] rows
   int readout;        // what the readout needs, then, in its place:
   int hidden;         // W [group] rows of level 1
