@@ -25,14 +25,15 @@ struct FirstStageCut {
 // With contexts given. Measured by hand on an H200 with bf16, 50 beams, Beauty's catalogue,
 // 2026-11-22; microseconds of a graph replay of both launches. What stands in brackets is (cluster,
 // group). States are read by the cuts of the one launch (kCuts), which suit the readout: batch 512:
-// 197 as (2,4), 275 as (4,8); batch 128: 100 as (4,4), 138 as (8,8).
+// 196 as (2,4), 275 as (4,8); batch 128: 97 as (2,2), 100 as (4,4), 138 as (8,8).
 constexpr FirstStageCut kFirstStageCuts[] = {
     {16, 8, 1},        // batch 1: 44, (4,1) 46, (1,1) 57
     {32, 8, 4},        // batch 32: 49, (8,8) 49, (4,4) 51, (8,1) 58
-    {64, 8, 8},        //
+    {64, 8, 8},        // batch 64: 51, (8,16) 52, (4,8) 53, (2,4) 56
     {132, 8, 16},      // batch 128: 58, (8,8) 60, (2,4) 62
+    {264, 4, 16},      // batch 256: 82, (8,16) 82, (2,8) 84
     {512, 2, 8},       // batch 512: 146, (4,16) 147, (8,8) 160
-    {INT_MAX, 2, 16},  // batch 4096: 1,023, (4,32) 1,047, (4,8) 1,097
+    {INT_MAX, 2, 16},  // batch 1024: 266, (4,16) 280; batch 4096: 1,015, (4,16) 1,053
 };
 
 // Cuts of the second launch, the levels, measured likewise: no products are shared there, so a
