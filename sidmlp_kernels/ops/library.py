@@ -22,7 +22,7 @@ _MODEL = "int[] sizes, float layer_norm_eps"
 _DECODE = (
     "Tensor[] heads, Tensor[] catalogue, Tensor? exclude_ids, Tensor? exclude_offsets, "
     f"{_MODEL}, int k, int num_beams, bool codebook, float[] temperatures, float[] level_weights, "
-    "int[] level_modes, int isa"
+    "int[] level_modes, int launches, int isa"
 )
 _RESULTS = "(Tensor items, Tensor scores, Tensor codes, Tensor counts)"
 _ENCODER = f"Tensor ids, Tensor mask, Tensor[] encoder, {_MODEL}, int form, int isa"

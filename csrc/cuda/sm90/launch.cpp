@@ -7,23 +7,26 @@ namespace sidmlp::cuda::sm90 {
 
 namespace {
 
+// early: may begin while the launch before it runs, and waits for it in the kernel.
 cudaError_t launch_clusters(const void* kernel, int cluster, int64_t blocks, int shared_bytes,
-                            void** arguments, cudaStream_t stream) {
+                            void** arguments, cudaStream_t stream, bool early = false) {
   // Always the same number: another thread may launch the same kernel with more meanwhile.
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kOneBlock - kFixed);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = static_cast<unsigned>(cluster);
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = early ? 2 : 1;
   return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
@@ -40,6 +43,22 @@ cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* w
                        &workspace};
   return launch_clusters(kernel_of(hidden, shape.resident), shape.cluster,
                          num_blocks(problem, shape), shape.shared_bytes, arguments, stream);
+}
+
+cudaError_t launch(const BeamDecodeProblem& problem, const FirstStageShape& first,
+                   const Shape& levels, void* workspace, cudaStream_t stream) {
+  const int hidden = problem.heads.hidden_dim;
+  const bool bf16 = problem.heads.dtype == DType::kBFloat16, states = problem.context == nullptr;
+  auto* given = const_cast<BeamDecodeProblem*>(&problem);
+  void* first_arguments[] = {given, const_cast<FirstStageShape*>(&first), &workspace};
+  const cudaError_t error = launch_clusters(
+      bf16 ? first_stage_bf16(hidden, states) : first_stage_fp16(hidden, states),
+      1 << first.cluster_shift, num_blocks(problem, first), first.bytes, first_arguments, stream);
+  if (error != cudaSuccess) return error;
+  void* arguments[] = {given, const_cast<Shape*>(&levels), &workspace};
+  return launch_clusters(
+      bf16 ? beam_decode_bf16(hidden, levels.resident) : beam_decode_fp16(hidden, levels.resident),
+      levels.cluster, num_blocks(problem, levels), levels.shared_bytes, arguments, stream, true);
 }
 
 cudaError_t launch(const ContextReadoutProblem& problem, const ReadoutShape& shape,

@@ -34,13 +34,15 @@ constexpr bool legal(const Cut& cut) {
 constexpr bool all_legal() {
   for (const Cut& cut : kCuts)
     if (!legal(cut)) return false;
+  for (const Cut& cut : kLevelCuts)
+    if (!legal(cut)) return false;
   return true;
 }
 static_assert(all_legal(), "clusters and groups are powers of two, at most 8");
 
 int team_of(const Cut& cut) { return std::max(1, cut.cluster / cut.group); }
 
-Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int keys) {
+Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int keys, int launches) {
   const HeadsView& heads = problem.heads;
   const int codes = widest(problem), levels = heads.num_levels, hidden = heads.hidden_dim;
   Shape s{};
@@ -73,7 +75,8 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   s.hidden = at;
   // One place for the group's hidden rows and sums, then for each level's rows and logits.
   s.partial = s.hidden + round_up(kMaxGroup * s.row_bytes, 128);
-  const int64_t group_bytes = s.partial - s.hidden + int64_t{4} * own_tiles * 4 * 16 * kMaxGroup;
+  const int64_t group_bytes =  // the second of two launches has the levels alone
+      launches == 2 ? 0 : s.partial - s.hidden + int64_t{4} * own_tiles * 4 * 16 * kMaxGroup;
   const int64_t row_bytes = round_up(int64_t{rows} * s.row_bytes, 128);
   const int64_t logit_bytes = int64_t{4} * rows * s.logit_stride;
   s.logits = s.hidden + (s.logits_over_hidden ? 0 : static_cast<int>(row_bytes));
@@ -86,7 +89,7 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   s.bins = take(4 * kBins);
   s.survivors = take(8 * kSurvivors);
   s.shared_bytes = s.level_bytes = at;
-  if (problem.context != nullptr) return s;
+  if (problem.context != nullptr || launches == 2) return s;
   const ReadoutSizes sizes = sizes_of(problem.readout);
   s.tensor_core_readout = reads_on_tensor_cores(sizes);
   if (s.tensor_core_readout) {
@@ -105,22 +108,21 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
 
 // Whether the smallest form of the cut fits, beside the most that a readout keeps in shared memory:
 // neither the operator nor the number of tokens may decide.
-bool fits(const BeamDecodeProblem& problem, const Cut& cut) {
-  const Shape shape = lay_out(problem, cut, kRows[3], kKeys[2]);
-  return std::max(shape.level_bytes, shape.hidden + static_cast<int>(kSharedBytes)) + kFixed <=
-         kOneBlock;
+bool fits(const BeamDecodeProblem& problem, const Cut& cut, int launches) {
+  const Shape shape = lay_out(problem, cut, kRows[3], kKeys[2], launches);
+  const int readout = launches == 2 ? 0 : shape.hidden + static_cast<int>(kSharedBytes);
+  return std::max(shape.level_bytes, readout) + kFixed <= kOneBlock;
 }
 
 }  // namespace
 
-const Cut* cut_of(const BeamDecodeProblem& problem) {
+const Cut* cut_of(const BeamDecodeProblem& problem, int launches) {
   const Cut* found = nullptr;
-  for (const Cut& cut : kCuts) {
-    if (!fits(problem, cut)) continue;
-    found = &cut;
-    if (problem.batch <= cut.most_requests) break;
+  for (const Cut* cut = cuts_of(launches);; ++cut) {
+    if (fits(problem, *cut, launches)) found = cut;
+    if (cut->most_requests == INT_MAX || (found == cut && problem.batch <= cut->most_requests))
+      return found;
   }
-  return found;
 }
 
 const char* why_not(const BeamDecodeProblem& problem) {
@@ -135,20 +137,20 @@ const char* why_not(const BeamDecodeProblem& problem) {
   return cut_of(problem) == nullptr ? "too wide for shared memory" : nullptr;
 }
 
-Shape shape_of(const BeamDecodeProblem& problem) {
-  const Cut& cut = *cut_of(problem);
+Shape shape_of(const BeamDecodeProblem& problem, int launches) {
+  const Cut& cut = *cut_of(problem, launches);
   const int team = team_of(cut), most = (problem.config.num_beams + team - 1) / team;
   for (const int budget : {kTwoBlocks, kOneBlock}) {
     if (budget < kOneBlock && cut.resident == 1) continue;
     for (int i = 0; i < 4; ++i) {
       if (i < 3 && kRows[i + 1] >= most) continue;  // fewer rows hold all of them
       for (const int keys : kKeys) {
-        const Shape shape = lay_out(problem, cut, kRows[i], keys);
+        const Shape shape = lay_out(problem, cut, kRows[i], keys, launches);
         if (shape.shared_bytes + kFixed <= budget) return shape;
       }
     }
   }
-  return lay_out(problem, cut, kRows[3], kKeys[2]);  // fits, since the cut does
+  return lay_out(problem, cut, kRows[3], kKeys[2], launches);  // fits, since the cut does
 }
 
 int64_t num_blocks(const BeamDecodeProblem& problem, const Shape& shape) {

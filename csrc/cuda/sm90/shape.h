@@ -6,6 +6,7 @@
 
 #include "cuda/layout.h"
 #include "cuda/sm90/cuts.h"
+#include "cuda/sm90/first_stage_shape.h"
 #include "cuda/sm90/readout_shape.h"
 
 namespace sidmlp::cuda {
@@ -54,9 +55,10 @@ const char* why_not(const BeamDecodeProblem& problem);
 
 // The cut for the batch, or else any that fits: cuts do not change results. nullptr: none fits.
 // Like why_not it reads sizes and no pointer, and wants sizes that why_not(DecodeSizes) takes.
-const Cut* cut_of(const BeamDecodeProblem& problem);
+// launches: 2 for the second of two.
+const Cut* cut_of(const BeamDecodeProblem& problem, int launches = 1);
 
-Shape shape_of(const BeamDecodeProblem& problem);
+Shape shape_of(const BeamDecodeProblem& problem, int launches = 1);
 
 // The cut for a batch that is only read out.
 const Cut& cut_of_batch(int64_t batch);
