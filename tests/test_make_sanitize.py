@@ -1,5 +1,5 @@
-"""`make sanitize` runs every tool on everything, fails with the first finding, and says what a machine
-lacks. compute-sanitizer is a script here that notes what it was asked."""
+"""`make sanitize` runs every tool on everything, fails with the first finding, and says what a
+machine lacks. compute-sanitizer is a script here that notes what it was asked."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_runs_everything(tool: str, tmp_path: Path) -> None:
     assert all(run.startswith(f"--tool {tool} --error-exitcode 1 ") for run in runs)
     assert all(any(target in run for run in runs) for target in TARGETS)
     tests = runs[-1]
-    assert "-m sanitize" in tests and "--require-cuda" in tests and tests.endswith("--tb=line")
+    assert "-m sanitize" in tests
+    assert "--require-cuda" in tests
+    assert tests.endswith("--tb=line")
 
 
 @pytest.mark.parametrize("target", TARGETS)
