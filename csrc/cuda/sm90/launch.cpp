@@ -2,30 +2,14 @@
 
 #include "cuda/problem.h"
 #include "cuda/sm90/kernels.h"
+#include "cuda/sm90/launch_clusters.h"
 
 namespace sidmlp::cuda::sm90 {
 
 namespace {
 
-cudaError_t launch_clusters(const void* kernel, int cluster, int64_t blocks, int shared_bytes,
-                            void** arguments, cudaStream_t stream) {
-  // Always the same number: another thread may launch the same kernel with more meanwhile.
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kOneBlock - kFixed);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelExC(&config, kernel, arguments);
-}
+// Beside the kernels' static shared memory.
+constexpr int kMostShared = kOneBlock - kFixed;
 
 }  // namespace
 
@@ -38,8 +22,9 @@ cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* w
                              : (bf16 ? decode_states_bf16 : decode_states_fp16);
   void* arguments[] = {const_cast<BeamDecodeProblem*>(&problem), const_cast<Shape*>(&shape),
                        &workspace};
-  return launch_clusters(kernel_of(hidden, shape.resident), shape.cluster,
-                         num_blocks(problem, shape), shape.shared_bytes, arguments, stream);
+  return launch_clusters(kernel_of(hidden, shape.resident), arguments, shape.cluster,
+                         num_blocks(problem, shape), kThreads, shape.shared_bytes, kMostShared,
+                         stream);
 }
 
 cudaError_t launch(const ContextReadoutProblem& problem, const ReadoutShape& shape,
@@ -47,9 +32,9 @@ cudaError_t launch(const ContextReadoutProblem& problem, const ReadoutShape& sha
   const bool bf16 = problem.readout.dtype == DType::kBFloat16;
   void* arguments[] = {const_cast<ContextReadoutProblem*>(&problem),
                        const_cast<ReadoutShape*>(&shape)};
-  return launch_clusters(bf16 ? context_readout_bf16() : context_readout_fp16(),
-                         1 << shape.cluster_shift, num_blocks(problem, shape), shape.bytes,
-                         arguments, stream);
+  return launch_clusters(bf16 ? context_readout_bf16() : context_readout_fp16(), arguments,
+                         1 << shape.cluster_shift, num_blocks(problem, shape), kThreads,
+                         shape.bytes, kMostShared, stream);
 }
 
 }  // namespace sidmlp::cuda::sm90

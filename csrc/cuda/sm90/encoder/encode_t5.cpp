@@ -5,19 +5,16 @@
 #include "cuda/layout.h"
 #include "cuda/sm90/encoder/shape.h"
 #include "cuda/sm90/encoder/wide.h"
+#include "cuda/sm90/launch_clusters.h"
 
 namespace sidmlp::cuda::sm90 {
 
 namespace {
 
-constexpr int kShared = 227 * 1024;    // of a block
 constexpr int kMostHidden = 512;       // feed-forward columns between two sums
 constexpr int kMostBias = 16 * 1024;   // bytes of bias that may stay in shared memory
 constexpr int kShareBytes = 4 * 4096;  // numbers of tiles while requests are shared out
 
-int round_up(int64_t n, int multiple) {
-  return static_cast<int>((n + multiple - 1) / multiple * multiple);
-}
 int half_row(int columns) { return round_up(2 * columns, 128); }
 
 EncodeSizes sizes_of(const T5View& m) {
@@ -85,7 +82,7 @@ EncodeShape best_fit(const EncodeT5Problem& problem, int cluster) {
   for (int tiles = kMaxTiles; tiles > 0; --tiles) {
     for (int heads = own_heads; heads > 0; --heads) {
       const EncodeShape shape = lay_out(problem, cluster, tiles, heads);
-      if (shape.shared_bytes <= kShared) return shape;
+      if (shape.shared_bytes <= kOneBlock) return shape;
     }
   }
   return {};
@@ -129,27 +126,6 @@ bool is_wide(const EncodeT5Problem& problem, EncodeForm form) {
          takes_wide(problem.model);
 }
 
-// Always allowed the same shared memory: another thread may launch the same kernel with more
-// meanwhile.
-cudaError_t launch_kernel(const void* kernel, void** arguments, int blocks, int threads,
-                          int cluster, int shared_bytes, cudaStream_t stream) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelExC(&config, kernel, arguments);
-}
-
 }  // namespace
 
 int64_t workspace_bytes(const EncodeT5Problem& problem, EncodeForm form) {
@@ -166,16 +142,16 @@ cudaError_t launch(const EncodeT5Problem& problem, EncodeForm form, void* worksp
     const int blocks = static_cast<int>(std::min<int64_t>(problem.tokens.batch, multiprocessors()));
     void* arguments[] = {const_cast<EncodeT5Problem*>(&problem)};
     const Activation activation = problem.model.activation;
-    return launch_kernel(bf16 ? wide_bf16(activation) : wide_fp16(activation), arguments, blocks,
-                         kWideThreads, 1, wide_shared_bytes(problem), stream);
+    return launch_clusters(bf16 ? wide_bf16(activation) : wide_fp16(activation), arguments, 1,
+                           blocks, kWideThreads, wide_shared_bytes(problem), kOneBlock, stream);
   }
   EncodeShape shape = encode_shape(problem, form);
   if (shape.tiles == 0) return cudaErrorInvalidValue;
   const int head_dim = problem.model.head_dim;
   const void* kernel = bf16 ? encode_t5_bf16(head_dim) : encode_t5_fp16(head_dim);
   void* arguments[] = {const_cast<EncodeT5Problem*>(&problem), &shape, &workspace};
-  return launch_kernel(kernel, arguments, shape.clusters * shape.cluster, kEncodeThreads,
-                       shape.cluster, shape.shared_bytes, stream);
+  return launch_clusters(kernel, arguments, shape.cluster, shape.clusters * shape.cluster,
+                         kEncodeThreads, shape.shared_bytes, kOneBlock, stream);
 }
 
 }  // namespace sidmlp::cuda::sm90
