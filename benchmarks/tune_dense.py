@@ -125,6 +125,7 @@ class Bench:
         )
         contexts = reference.student.context(problem.states, problem.mask).to(options.device)
         graphs: dict[tuple[str, int], timing.Captured] = {}
+        kept: list[Any] = []  # what graphs read: they know addresses only
         kernel = ""
         for form in ("dense", "sparse"):
             dense = [
@@ -138,6 +139,7 @@ class Bench:
             for batch in options.batches:
                 rows = torch.arange(batch) % REQUESTS
                 own = contexts[rows.to(contexts.device)]
+                kept += [plan, own]
                 graph = timing.captured(lambda plan=plan, own=own: plan.beam_decode(own))
                 graph.replay()
                 _same_bits(title, graph.outputs, right, rows)

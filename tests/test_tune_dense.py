@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,25 @@ def test_rehearsal(modules: SimpleNamespace, small: Any, tmp_path: Path) -> None
     assert report["loss"] == report["loss_as_it_is"] == 1
     assert json.loads(path.read_text())["results"] == report["results"]
     assert "as it is 50.0%: 1.000" in said
+
+
+def test_graphs_keep_what_they_read(
+    modules: SimpleNamespace, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph knows addresses only: weights and inputs of both forms live until they are timed."""
+
+    def forgetful(call: Any) -> Any:
+        read = [weakref.ref(value) for value in call.__defaults__]
+
+        def replay() -> None:
+            assert len(read) == 2
+            assert all(one() is not None for one in read), "the graph reads what was freed"
+
+        return SimpleNamespace(replay=replay, outputs=call())
+
+    monkeypatch.setattr(modules.gpu_timing, "captured", forgetful)
+    with torch.no_grad():
+        assert len(modules.tune_dense.Bench(small).measure(2, 2)) == len(small.batches)
 
 
 def test_a_wrong_form_is_not_timed(
