@@ -1,15 +1,18 @@
 #include "cuda/sm90/launch.h"
 
+#include "cuda/cluster_launch.h"
 #include "cuda/problem.h"
 #include "cuda/sm90/kernels.h"
-#include "cuda/sm90/launch_clusters.h"
 
 namespace sidmlp::cuda::sm90 {
 
 namespace {
 
-// Beside the kernels' static shared memory.
-constexpr int kMostShared = kOneBlock - kFixed;
+cudaError_t launch_clusters(const void* kernel, int cluster, int64_t blocks, int shared_bytes,
+                            void** arguments, cudaStream_t stream) {
+  return launch_kernel(kernel, arguments, static_cast<int>(blocks), kThreads, cluster, shared_bytes,
+                       stream, kOneBlock - kFixed);
+}
 
 }  // namespace
 
@@ -22,9 +25,8 @@ cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* w
                              : (bf16 ? decode_states_bf16 : decode_states_fp16);
   void* arguments[] = {const_cast<BeamDecodeProblem*>(&problem), const_cast<Shape*>(&shape),
                        &workspace};
-  return launch_clusters(kernel_of(hidden, shape.resident), arguments, shape.cluster,
-                         num_blocks(problem, shape), kThreads, shape.shared_bytes, kMostShared,
-                         stream);
+  return launch_clusters(kernel_of(hidden, shape.resident), shape.cluster,
+                         num_blocks(problem, shape), shape.shared_bytes, arguments, stream);
 }
 
 cudaError_t launch(const ContextReadoutProblem& problem, const ReadoutShape& shape,
@@ -32,9 +34,9 @@ cudaError_t launch(const ContextReadoutProblem& problem, const ReadoutShape& sha
   const bool bf16 = problem.readout.dtype == DType::kBFloat16;
   void* arguments[] = {const_cast<ContextReadoutProblem*>(&problem),
                        const_cast<ReadoutShape*>(&shape)};
-  return launch_clusters(bf16 ? context_readout_bf16() : context_readout_fp16(), arguments,
-                         1 << shape.cluster_shift, num_blocks(problem, shape), kThreads,
-                         shape.bytes, kMostShared, stream);
+  return launch_clusters(bf16 ? context_readout_bf16() : context_readout_fp16(),
+                         1 << shape.cluster_shift, num_blocks(problem, shape), shape.bytes,
+                         arguments, stream);
 }
 
 }  // namespace sidmlp::cuda::sm90

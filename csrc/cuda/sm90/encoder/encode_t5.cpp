@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "cuda/cluster_launch.h"
 #include "cuda/layout.h"
 #include "cuda/sm90/encoder/shape.h"
 #include "cuda/sm90/encoder/wide.h"
-#include "cuda/sm90/launch_clusters.h"
 
 namespace sidmlp::cuda::sm90 {
 
@@ -142,16 +142,16 @@ cudaError_t launch(const EncodeT5Problem& problem, EncodeForm form, void* worksp
     const int blocks = static_cast<int>(std::min<int64_t>(problem.tokens.batch, multiprocessors()));
     void* arguments[] = {const_cast<EncodeT5Problem*>(&problem)};
     const Activation activation = problem.model.activation;
-    return launch_clusters(bf16 ? wide_bf16(activation) : wide_fp16(activation), arguments, 1,
-                           blocks, kWideThreads, wide_shared_bytes(problem), kOneBlock, stream);
+    return launch_kernel(bf16 ? wide_bf16(activation) : wide_fp16(activation), arguments, blocks,
+                         kWideThreads, 1, wide_shared_bytes(problem), stream);
   }
   EncodeShape shape = encode_shape(problem, form);
   if (shape.tiles == 0) return cudaErrorInvalidValue;
   const int head_dim = problem.model.head_dim;
   const void* kernel = bf16 ? encode_t5_bf16(head_dim) : encode_t5_fp16(head_dim);
   void* arguments[] = {const_cast<EncodeT5Problem*>(&problem), &shape, &workspace};
-  return launch_clusters(kernel, arguments, shape.cluster, shape.clusters * shape.cluster,
-                         kEncodeThreads, shape.shared_bytes, kOneBlock, stream);
+  return launch_kernel(kernel, arguments, shape.clusters * shape.cluster, kEncodeThreads,
+                       shape.cluster, shape.shared_bytes, stream);
 }
 
 }  // namespace sidmlp::cuda::sm90

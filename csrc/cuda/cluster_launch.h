@@ -3,15 +3,16 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
+#include "cuda/layout.h"
 
-namespace sidmlp::cuda::sm90 {
+namespace sidmlp::cuda {
 
-// `blocks` in all, `cluster` of them in each cluster. most_shared: the most dynamic shared memory
-// of any launch of this kernel, since another thread may launch it with more meanwhile.
-inline cudaError_t launch_clusters(const void* kernel, void** arguments, int cluster,
-                                   int64_t blocks, int threads, int shared_bytes, int most_shared,
-                                   cudaStream_t stream) {
+// `blocks` in all, `cluster` of them in each cluster. most_shared: what static shared memory
+// leaves. Always the same for a kernel: another thread may launch it with more shared_bytes
+// meanwhile.
+inline cudaError_t launch_kernel(const void* kernel, void** arguments, int blocks, int threads,
+                                 int cluster, int shared_bytes, cudaStream_t stream,
+                                 int most_shared = kOneBlock) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared);
   if (error != cudaSuccess) return error;
@@ -29,4 +30,4 @@ inline cudaError_t launch_clusters(const void* kernel, void** arguments, int clu
   return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
-}  // namespace sidmlp::cuda::sm90
+}  // namespace sidmlp::cuda
