@@ -145,7 +145,8 @@ def published(**options: Any) -> Problem:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_replays(backend: str, device: torch.device, dtype: str) -> None:
-    """Graphs of several batch sizes by turns, REPLAYS in all, with calls in between."""
+    """Graphs of several batch sizes, REPLAYS in all, each size on a stream of its own and so beside
+    the others, with calls in between. The bound is the slowest size, whose replays are a third."""
     problem = published()
     plan = problem.plan(backend, DTYPES[dtype], device=device)
     every = [Turns(plan, problem, size) for size in SIZES]
@@ -153,15 +154,19 @@ def test_replays(backend: str, device: torch.device, dtype: str) -> None:
     graphs = [turns.captured() for turns in every]
     for turns in eager:
         turns.step()
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in SIZES]
     memory, steps, calls = None, 1, len(eager)  # one step before each capture
     for _ in range(CHUNKS):
         for _ in range(-(-REPLAYS // (CHUNKS * len(SIZES)))):
-            for graph in graphs:
-                graph.replay()
+            for stream, graph in zip(streams, graphs, strict=True):
+                with torch.cuda.stream(stream):
+                    graph.replay()
             steps += 1
             if steps % 50 == 0:
                 eager[steps // 50 % 2].step()
                 calls += 1
+        torch.cuda.synchronize()
         for turns in every:
             turns.check(steps)
         for turns in eager:
