@@ -11,10 +11,6 @@ namespace {
 
 constexpr int kTwoBlocks = 113 * 1024;  // shared memory of which a multiprocessor holds two
 
-int round_up(int64_t n, int multiple) {
-  return static_cast<int>((n + multiple - 1) / multiple * multiple);
-}
-
 constexpr bool power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
 
 constexpr bool all_legal() {

@@ -1,5 +1,6 @@
 #include "cuda/sm90/launch.h"
 
+#include "cuda/cluster_launch.h"
 #include "cuda/problem.h"
 #include "cuda/sm90/kernels.h"
 
@@ -7,27 +8,10 @@ namespace sidmlp::cuda::sm90 {
 
 namespace {
 
-// early: may begin while the launch before it runs, and waits for it in the kernel.
 cudaError_t launch_clusters(const void* kernel, int cluster, int64_t blocks, int shared_bytes,
                             void** arguments, cudaStream_t stream, bool early = false) {
-  // Always the same number: another thread may launch the same kernel with more meanwhile.
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kOneBlock - kFixed);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = static_cast<unsigned>(cluster);
-  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = early ? 2 : 1;
-  return cudaLaunchKernelExC(&config, kernel, arguments);
+  return launch_kernel(kernel, arguments, static_cast<int>(blocks), kThreads, cluster, shared_bytes,
+                       stream, kOneBlock - kFixed, early);
 }
 
 }  // namespace

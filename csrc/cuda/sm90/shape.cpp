@@ -10,10 +10,6 @@ namespace {
 
 constexpr int kTwoBlocks = 113 * 1024;  // shared memory of which a multiprocessor holds two
 
-int round_up(int64_t n, int multiple) {
-  return static_cast<int>((n + multiple - 1) / multiple * multiple);
-}
-
 int widest(const BeamDecodeProblem& problem) {
   int codes = 0;
   for (int l = 0; l < problem.heads.num_levels; ++l)

@@ -24,8 +24,7 @@ constexpr int kDirect = 128;  // keys that are ranked without a histogram
 
 // Bytes from a hidden row to the next: eight rows lie in different banks.
 constexpr int hidden_row_bytes(int hidden_dim) { return (2 * hidden_dim + 127) / 128 * 128 + 16; }
-constexpr int kOneBlock = 227 * 1024;  // shared memory of a multiprocessor that one block may have
-constexpr int kFixed = 2048;           // static shared memory of the kernel, rounded up
+constexpr int kFixed = 2048;  // static shared memory of the kernel, rounded up
 
 // Byte offsets into dynamic shared memory.
 struct Shape {
