@@ -47,7 +47,7 @@ struct FirstStage {
     for (int unit = block + (warp_index() << shape.cluster_shift); unit * kUnit < width;
          unit += kWarps << shape.cluster_shift) {
       float sum[4][kTiles][4];
-      input_major_product<W, kTiles>(static_cast<const W*>(heads.context_weight), width, heads.dim,
+      input_major_product<W, kTiles, 2>(static_cast<const W*>(heads.context_weight), width, heads.dim,
                                      unit * kUnit, width, x, shape.context_bytes, sum);
       const int column = unit * kUnit + 8 * g;
       if (column >= width) continue;
@@ -78,10 +78,11 @@ struct FirstStage {
 
   // Hidden rows of level 1 -> shared memory of every block.
   __device__ __forceinline__ void rows() const {
+    const NormVectors<kVectors, false> norm(heads, 0);
     for (int request = block + (warp_index() << shape.cluster_shift); request < requests;
          request += kWarps << shape.cluster_shift) {
       HiddenRow<kVectors, false> values;
-      hidden_row<W>(heads, 0, level_1(request), Prefix{}, nullptr, 0, 0, values);
+      hidden_row<W>(heads, 0, norm, level_1(request), Prefix{}, nullptr, 0, 0, values);
       const char* place = memory + shape.hidden + request * shape.row_bytes;
       for_words<W>(values, heads.hidden_dim, [&](int at, uint32_t word) {
         for (int to = 0; to < cluster(); ++to)

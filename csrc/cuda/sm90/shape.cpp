@@ -1,6 +1,7 @@
 #include "cuda/sm90/shape.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "cuda/problem.h"
 
@@ -56,6 +57,9 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   s.root_stride = round_up(heads.heads[0].num_codes, 4);
   s.key_capacity = keys;
   s.beams = round_up(problem.config.num_beams, 32);
+  for (int l = 0; l < levels; ++l)
+    s.inverse_temperature[l] =
+        std::min(1.0f / problem.config.temperature[l], std::numeric_limits<float>::max());
   s.logits_over_hidden = codes <= 32 * (kThreads / 32);
   const int tiles = (heads.heads[0].num_codes + 15) / 16;
   const int own_tiles = (tiles + cut.cluster - 1) / cut.cluster;

@@ -38,6 +38,7 @@ struct Shape {
   int key_capacity;
   int beams;  // num_beams, rounded up to 32
   bool logits_over_hidden;
+  float inverse_temperature[kMaxLevels];
   // float [users][L * Hp], W [group][..], ..
   int first, contexts, hidden, logits, partial, root_logits, keys, beam_state, bins, survivors;
   // decode_states: one of them, from `hidden` on, before the levels begin
