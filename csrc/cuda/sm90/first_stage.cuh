@@ -47,8 +47,9 @@ struct FirstStage {
     for (int unit = block + (warp_index() << shape.cluster_shift); unit * kUnit < width;
          unit += kWarps << shape.cluster_shift) {
       float sum[4][kTiles][4];
-      input_major_product<W, kTiles, 2>(static_cast<const W*>(heads.context_weight), width, heads.dim,
-                                     unit * kUnit, width, x, shape.context_bytes, sum);
+      input_major_product<W, kTiles, 2>(static_cast<const W*>(heads.context_weight), width,
+                                        heads.dim, unit * kUnit, width, x, shape.context_bytes,
+                                        sum);
       const int column = unit * kUnit + 8 * g;
       if (column >= width) continue;
       const float4 low = __ldg(reinterpret_cast<const float4*>(heads.context_bias + column));
