@@ -33,7 +33,7 @@ constexpr MlpFormRow kMlpForms[] = {
      "a block a role: batch 1: 79 (66), two blocks 140 (115); batch 64: 144 (91), 147 (133)"},
     {INT64_MAX, 2,
      "a block two of four roles; batch 128: 198 (157), four blocks 231 (125), one 277 (244); batch "
-     "4096: 4,425 (2,237), one 4,494 (2,464)"},
+     "4096: 4,425, one 4,494"},
 };
 
 // Blocks that share requests: at most one for each role.
