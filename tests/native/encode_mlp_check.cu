@@ -2,7 +2,7 @@
 // problems, without torch and Python, for compute-sanitizer and for debuggers.
 //
 //     encode_mlp_check        a fixed list of cases, every form of each
-//       --small               without cases that take long under a sanitizer
+//       --small               short cases in two forms, for a sanitizer
 //       --time                microseconds of graph replays at the published sizes instead
 //
 // For each case and form: the relative error against the reference, at most twice that of the same
@@ -290,7 +290,7 @@ Bytes encode(const MlpView& view, const Input& in, int form, int garbage) {
   return states;
 }
 
-int run_case(const MlpCase& c) {
+int run_case(const MlpCase& c, bool small) {
   const Model model(c);
   DeviceArrays device;
   const MlpView view = model.view(device);
@@ -334,6 +334,7 @@ int run_case(const MlpCase& c) {
   std::vector<int> reversed;
   for (int b = in.batch() - 1; b >= 0; --b) reversed.push_back(b);
   for (const int form : kForms) {
+    if (small && form != 4) continue;
     const std::string at = " in form " + std::to_string(form);
     if (encode(view, in, form, 0x5a) != got) wrong += " other bits" + at;
     const Bytes other = encode(view, pick(in, reversed, 0), form, 0xff);
@@ -359,7 +360,7 @@ int run_case(const MlpCase& c) {
 std::vector<MlpCase> cases(bool small) {
   const DType bf16 = DType::kBFloat16, fp16 = DType::kFloat16, fp32 = DType::kFloat32;
   std::vector<MlpCase> list{
-      {"published, ragged", bf16, 128, 512, small ? 1 : 4, 4, 82, small ? 3 : 9},
+      {"published, ragged", bf16, 128, 512, small ? 1 : 4, 4, small ? 40 : 82, small ? 3 : 9},
       {"published, fp32", fp32, 128, 512, 1, 4, 30, 3},
       {"odd sizes, any mask, fp16", fp16, 20, 33, 3, 3, 37, 5, MlpCase::kAny},
       {"odd sizes, any mask, fp32", fp32, 37, 50, 2, 3, 25, 4, MlpCase::kAny},
@@ -451,7 +452,7 @@ int mlp_main(int argc, char** argv) {
       return 0;
     }
     int faults = 0;
-    for (const MlpCase& c : cases(small)) faults += run_case(c);
+    for (const MlpCase& c : cases(small)) faults += run_case(c, small);
     printf(faults == 0 ? "all hold\n" : "%d do not hold\n", faults);
     return faults == 0 ? 0 : 1;
   } catch (const std::exception& error) {
