@@ -20,7 +20,7 @@
 #include <random>
 
 #include "cuda/sm90/mlp_encoder/encode_mlp.h"
-#include "native/device.h"
+#include "native/device_arrays.h"
 
 namespace sidmlp::native {
 
