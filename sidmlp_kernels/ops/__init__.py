@@ -25,8 +25,9 @@ valid id outside the vocabulary has NaN states, so that a decode of them has cou
 are untouched. Only valid tokens are computed, so padding costs nothing and changes no bit; in one
 form (below) neither does the batch. encode_mlp takes at most max_length columns.
 
-recommend is an encoder and decode_states in one call, with the bits of the two; on CUDA two
-launches on the current stream. The length of `encoder_sizes` says which encoder.
+recommend is an encoder and decode_states in one call, with the bits of the two; on CUDA one
+launch and those of the decode, on the current stream. The length of `encoder_sizes` says which
+encoder.
 
 Lists and numbers, in the order that the makers fix:
     readout, heads   `PackedWeights.readout`, `.heads` (sidmlp_kernels.packing)
