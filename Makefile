@@ -64,7 +64,7 @@ benchmark: $(BUILT) $(TEST)
 COMPUTE_SANITIZER ?= compute-sanitizer
 SANITIZERS := memcheck racecheck initcheck synccheck
 NATIVE := build/native
-CHECKS := $(NATIVE)/decode_check $(NATIVE)/encode_check
+CHECKS := $(NATIVE)/decode_check $(NATIVE)/encode_check $(NATIVE)/encode_mlp_check
 
 sanitize:
 	@command -v $(COMPUTE_SANITIZER) >/dev/null || \
@@ -77,6 +77,7 @@ sanitize-%: $(BUILT) $(TEST) $(CHECKS)
 	$(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 $(NATIVE)/decode_check --small
 	$(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 $(NATIVE)/decode_check --small --cases 20
 	$(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 $(NATIVE)/encode_check --small
+	$(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 $(NATIVE)/encode_mlp_check --small
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 \
 	  --kernel-name-exclude kns=at::native $(PY) -m pytest -p no:cacheprovider -m sanitize \
 	  -k "cuda or triton" --require-cuda -o timeout=1800 $(ARGS)
@@ -89,7 +90,7 @@ $(CHECKS) &: $(SOURCES) $(wildcard tests/native/*.cu tests/native/*.h) | $(BUILT
 	export PATH="$(CURDIR)/.venv/bin:$$PATH" && \
 	tree=build/cmake-$$($(PY) -c 'import sys; print(sys.implementation.cache_tag)') && \
 	cmake -S . -B $$tree -DSIDMLP_NATIVE_TESTS=ON && \
-	cmake --build $$tree --target decode_check encode_check --parallel && \
+	cmake --build $$tree --target decode_check encode_check encode_mlp_check --parallel && \
 	mkdir -p $(NATIVE) && cp -f $$tree/native/* $(NATIVE)
 
 # ---- from nothing to a built tree ----

@@ -176,7 +176,14 @@ def _cpu_encoder_why_not(spec: EncoderSpec, dtype: torch.dtype) -> str:
 
 def _cuda_encoder_why_not(spec: EncoderSpec, dtype: torch.dtype) -> str:
     if not isinstance(spec, T5Spec):
-        return "this backend fuses T5 encoders only"
+        reason = host_library().encode_mlp_why_not(
+            half=dtype != torch.float32,
+            dim=spec.dim,
+            layers=spec.num_layers,
+            roles=spec.num_roles,
+            hidden_dim=spec.hidden_dim,
+        )
+        return library.load("cuda") or str(reason)
     reason = host_library().encode_t5_why_not(
         half=dtype != torch.float32,
         dim=spec.dim,

@@ -5,8 +5,9 @@ stay float32.
 
 On the CPU matrices are input-major ([in, out], out padded with zeros to a multiple of 16), stored
 as panels: the columns in groups of 64, the last one narrower, each group [in, width] contiguous
-(csrc/cpu/encoders.h). On CUDA they are as torch.nn.Linear holds them, and once more in tiles for
-the tensor cores (csrc/sidmlp/encoder_view.h).
+(csrc/cpu/encoders.h). On CUDA T5's are as torch.nn.Linear holds them, and once more in tiles for
+the tensor cores (csrc/sidmlp/encoder_view.h); SID-MLP++'s are fragments, blocks in the order in
+which the lanes of a warp multiply (csrc/sidmlp/mlp_encoder_view.h).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MAX_TOKENS = 1 << 20  # csrc/torch/encoder_problem.cpp
 class PackedEncoder:
     """An encoder's weights as its operator takes them, on one device.
 
-    layout    "panels" (CPU) or "rows" (CUDA)
+    layout    "panels" (CPU), "rows" or "fragments" (CUDA: encode_t5, encode_mlp)
     operator  "encode_t5" or "encode_mlp"
     sizes     encode_t5: [layers, D, heads, head_dim, F, V, index in FEED_FORWARDS, M]
               encode_mlp: [layers, D, roles, H, V, max_length]
@@ -44,7 +45,8 @@ class PackedEncoder:
               encode_t5, rows: [embedding, position_bias, final_gain, tiles], then for each layer
               [attention_gain, qkv, attention_out, ffn_gain, ffn_in, ffn_out]
               encode_mlp: [embedding, positions, norm], then for each layer [token, mean, vectors,
-              out, bias]; shapes in csrc/cpu/encoders.h and csrc/sidmlp/encoder_view.h
+              out, bias], panels or fragments; shapes in csrc/cpu/encoders.h,
+              csrc/sidmlp/encoder_view.h and csrc/sidmlp/mlp_encoder_view.h
     """
 
     spec: EncoderSpec
@@ -85,8 +87,7 @@ def pack_encoder(
     """
     packer = _Packer({k: v.double().cpu() for k, v in encoder.state_dict().items()}, dtype)
     if isinstance(encoder, MLPEncoder):
-        assert backend == "cpu", backend
-        return _pack_mlp(encoder.spec, packer)
+        return _pack_mlp(encoder.spec, packer, backend)
     if backend == "cuda":
         bias_tokens = SHORT_TOKENS if max_tokens <= SHORT_TOKENS else BIAS_TOKENS
         return _pack_t5_rows(encoder.spec, packer, bias_tokens)
@@ -105,6 +106,17 @@ def to_tiles(matrix: Tensor) -> Tensor:
     pieces = matrix.reshape(rows // TILE, TILE, columns // TILE, 8, 8).transpose(1, 2)
     row, place = torch.arange(TILE)[:, None], torch.arange(8)[None, :]
     return pieces[:, :, row, place ^ (row % 8)].flatten()
+
+
+def to_fragments(matrix: Tensor) -> Tensor:
+    """`matrix` [N, K], multiples of 16, as N / 16 by K / 16 blocks of 256 elements, one after
+    another, each in the order that csrc/sidmlp/mlp_encoder_view.h says for its dtype."""
+    n, k = matrix.shape[0] // LANE, matrix.shape[1] // LANE
+    if matrix.dtype == torch.float32:
+        order = matrix.reshape(n, 2, 4, 2, k, 4, 4).permute(0, 4, 5, 2, 1, 3, 6)
+    else:
+        order = matrix.reshape(n, 2, 8, k, 2, 4, 2).permute(0, 3, 2, 5, 1, 4, 6)
+    return order.flatten()
 
 
 class _Packer:
@@ -133,6 +145,11 @@ class _Packer:
     def linear(self, name: str) -> Tensor:
         """nn.Linear's weight [out, in], in panels."""
         return self.panels(name, self.weights[name].T)
+
+    def fragments(self, name: str, matrix: Tensor) -> Tensor:
+        """[out, in], padded in both directions."""
+        rows = pad_columns(pad_columns(matrix).T).T
+        return to_fragments(self.rounded(name, rows))
 
     def vectors(self, *names: str) -> Tensor:
         rows = torch.stack([self.weights[name] for name in names])
@@ -231,8 +248,16 @@ def _pack_t5(spec: T5Spec, packer: _Packer) -> PackedEncoder:
     return PackedEncoder(spec, "panels", "encode_t5", packer.dtype, sizes, tuple(tensors))
 
 
-def _pack_mlp(spec: MLPEncoderSpec, packer: _Packer) -> PackedEncoder:
+def _pack_mlp(spec: MLPEncoderSpec, packer: _Packer, backend: str) -> PackedEncoder:
     w, dim = packer.weights, spec.dim
+    layout = "fragments" if backend == "cuda" else "panels"
+
+    def matrix(name: str, columns: slice = slice(None)) -> Tensor:
+        linear = w[name][:, columns]
+        if layout == "fragments":
+            return packer.fragments(name, linear)
+        return packer.panels(name, linear.T)
+
     tensors = [
         packer.table("embed_tokens.weight"),
         packer.table("embed_positions.weight"),
@@ -243,10 +268,10 @@ def _pack_mlp(spec: MLPEncoderSpec, packer: _Packer) -> PackedEncoder:
         inputs = [f"{role}linear_in.weight" for role in roles]
         names = ("linear_in.bias", "norm.weight", "norm.bias")
         tensors += [
-            torch.stack([packer.panels(name, w[name][:, :dim].T) for name in inputs]),
-            torch.stack([packer.panels(name, w[name][:, dim:].T) for name in inputs]),
+            torch.stack([matrix(name, slice(dim)) for name in inputs]),
+            torch.stack([matrix(name, slice(dim, None)) for name in inputs]),
             torch.stack([packer.vectors(*(role + name for name in names)) for role in roles]),
-            torch.stack([packer.linear(f"{role}linear_out.weight") for role in roles]),
+            torch.stack([matrix(f"{role}linear_out.weight") for role in roles]),
             packer.vectors(*(f"{role}linear_out.bias" for role in roles)),
         ]
     sizes = (
@@ -257,4 +282,4 @@ def _pack_mlp(spec: MLPEncoderSpec, packer: _Packer) -> PackedEncoder:
         spec.vocab_size,
         spec.max_length,
     )
-    return PackedEncoder(spec, "panels", "encode_mlp", packer.dtype, sizes, tuple(tensors))
+    return PackedEncoder(spec, layout, "encode_mlp", packer.dtype, sizes, tuple(tensors))

@@ -2,18 +2,20 @@
 
     "auto"          the operator where the backend has one for the encoder, else PyTorch
     "throughput"    the operator, a block of threads for each request
-    "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request
+    "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request; of
+                    SID-MLP++'s encoder at most one for each role
     "torch"         PyTorch
 
 A form that names the operator raises where the backend has none. States have the same bits in every
-batch within one form; "auto" chooses one by the batch. On the CPU all forms are the same.
+batch within one form; "auto" chooses one by the batch. On the CPU all forms are the same, and those
+of SID-MLP++'s encoder have the same bits everywhere.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from .encoder_packing import BIAS_TOKENS, PackedEncoder, pack_encoder
 from .mlp_encoder import MLPEncoder
 from .ops.library import operator
 from .spec import T5Spec, check_choice
+from .streams import note_stream
 
 # What the operators call them.
 _FORM_NUMBERS = {"auto": 0, "throughput": 1, "cluster2": 2, "cluster4": 4, "cluster8": 8}
@@ -47,6 +50,7 @@ class EncoderPlan:
     packed: PackedEncoder | None
     module: Encoder | None
     reason: str
+    _streams: set[int] = field(init=False, repr=False, default_factory=set)  # that have run it
 
     def check_tokens(self, ids: Tensor) -> None:
         """ValueError if requests have more tokens than what runs the encoder takes."""
@@ -66,8 +70,19 @@ class EncoderPlan:
 
     @property
     def joins_decode(self) -> bool:
-        """Whether `sidmlp::recommend` runs encoder and decode as one operator."""
-        return self.packed is not None and self.backend == "cpu"
+        """Whether `sidmlp::recommend` runs this encoder and a decode on its backend as one
+        operator."""
+        return self.packed is not None and self.backend != "triton"
+
+    def note_stream(self) -> None:
+        """Says which streams read the weights, before each call on a GPU."""
+        if self.packed is not None:
+            tensors = self.packed.tensors
+        elif isinstance(self.module, (T5Encoder, MLPEncoder)):
+            tensors = tuple(self.module.parameters())
+        else:
+            return  # the caller's own
+        note_stream(tensors, tensors[0].device, self._streams)
 
     def operator_args(self) -> tuple[list[Tensor], list[int], float, int]:
         """What operators take of the encoder: tensors, sizes, eps and form."""
@@ -78,6 +93,7 @@ class EncoderPlan:
 
     def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids int64 [B, T], mask bool [B, T] (True = a token) -> states [B, T, D]."""
+        self.note_stream()
         if self.packed is None:
             assert self.module is not None
             with torch.no_grad():

@@ -18,6 +18,7 @@ from sidmlp_kernels.backends import check_launches
 from sidmlp_kernels.catalogue import CatalogueSnapshot
 from sidmlp_kernels.ops.library import Results, operator
 from sidmlp_kernels.packing import PackedWeights
+from sidmlp_kernels.streams import note_stream
 from sidmlp_kernels.tracing import traced
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class DecodePlan:
         object.__setattr__(self, "_decode_args", arguments)
         object.__setattr__(self, "_readout", list(packed.readout))
         object.__setattr__(self, "_heads_catalogue", tensors)
-        if self.encoder is not None and self.encoder.joins_decode:
+        if self.encoder is not None and self.joins_encoder:
             object.__setattr__(self, "_encoder_args", self.encoder.operator_args())
         bound = None
         if self.backend == "triton":
@@ -138,7 +139,10 @@ class DecodePlan:
         exclude_offsets: Tensor | None = None,
     ) -> Results:
         """ids int64 [B, T], mask bool [B, T] -> items, scores, codes, counts, by one operator;
-        where `encoder.joins_decode`."""
+        where `joins_encoder`."""
+        assert self.encoder is not None
+        self.encoder.note_stream()
+        self._note_stream()
         return operator("recommend", self.backend)(
             ids,
             mask,
@@ -182,23 +186,22 @@ class DecodePlan:
         if self._bound is not None:
             self._bound.decode.prepare()
 
-    def _note_stream(self) -> None:
-        """Tells torch's allocator which streams read the weights and the catalogue, once each: what
-        a swap frees must not be handed out again while a decode on another stream is under way.
+    @property
+    def joins_encoder(self) -> bool:
+        """Whether `recommend` runs: one operator from token ids to items. Not where "auto" decodes
+        these settings on another backend than the model's, whose encoder makes the states."""
+        encoder = self.encoder
+        return encoder is not None and encoder.joins_decode and encoder.backend == self.backend
 
-        Not in compiled code (torch.compile), which cannot call the allocator: whoever compiles a
-        call and runs it on a side stream synchronises that stream before a swap.
-        """
-        device = self.packed.device
-        if device.type != "cuda" or torch.compiler.is_compiling():
-            return
-        raw = torch._C._cuda_getCurrentRawStream(device.index)
-        if raw in self._streams or torch.cuda.is_current_stream_capturing():
-            return  # whoever captures a graph keeps the catalogue as long as the graph
-        stream = torch.cuda.current_stream(device)
-        for tensor in (*self._readout, *self._heads_catalogue[0], *self._heads_catalogue[1]):
-            tensor.record_stream(stream)
-        self._streams.add(raw)
+    def _note_stream(self) -> None:
+        """Says which streams read the weights and the catalogue, which a swap frees."""
+        tensors = (*self._readout, *self._heads_catalogue[0], *self._heads_catalogue[1])
+        note_stream(tensors, self.packed.device, self._streams)
+
+    def _encoder_text(self, encoder: EncoderPlan) -> str:
+        if encoder.backend == self.backend:
+            return str(encoder)
+        return f"{encoder}; its states are decoded on {self.backend}"
 
     def __str__(self) -> str:
         lines = [
@@ -206,7 +209,7 @@ class DecodePlan:
             f"launches {self.launches}, {self.num_beams} beams, k {self.k}, {self.normalisation}, "
             f"catalogue version {self.snapshot.version}",
             *([f"chosen: {self.chosen}"] if self.chosen else []),
-            *([str(self.encoder)] if self.encoder is not None else []),
+            *([self._encoder_text(self.encoder)] if self.encoder is not None else []),
             *([f"kernel: {self.kernel}"] if self.kernel else []),
             f"{'level':>9} {'codes':>6} {'nodes':>9} {'children':>9} {'only child':>10}  logits",
         ]

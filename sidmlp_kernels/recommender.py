@@ -313,7 +313,7 @@ class Recommender:
             encoder.check_tokens(batch.ids)
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
         excluded = self._exclusion(exclude, len(batch))
-        if encoder.joins_decode:
+        if plan.joins_encoder:
             results = plan.recommend(batch.ids.contiguous(), batch.mask.contiguous(), *excluded)
             return Recommendations(*results, plan.snapshot.version)
         states = self._encode(encoder, batch)

@@ -19,7 +19,7 @@ from sidmlp_kernels.student import weight_shapes
 CODES = (6, 5, 7)
 SPEC = sk.StudentSpec(CODES, 16, 24, 4, 32, 20, 16, blocks_per_head=2)
 TOKENS = sk.TokenSpec.for_codes(CODES, max_items=4)
-T5 = sk.T5Spec(2, 16, 2, 8, 24, TOKENS.vocab_size)
+T5 = sk.T5Spec(2, 16, 2, 16, 32, TOKENS.vocab_size)  # which CUDA takes, too
 ITEMS = 60
 
 

@@ -94,6 +94,41 @@ def _is_fused(backend: str, kind: str, dtype: str) -> bool:
     return not backends.encoder_why_not(backend, T5 if kind == "t5" else MLP, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_operator_has_the_bits_of_two(backend: str, kind: str, dtype: str) -> None:
+    if not _is_fused(backend, kind, dtype):
+        pytest.skip(f"backend {backend} has no fused encoder of kind {kind} in {dtype}")
+    model = make(kind, backend, dtype=dtype)
+    batch = model.batch(HISTORIES)
+    plan = model._plan(8, None, None, None, None)
+    assert plan.encoder is not None
+    assert plan.joins_encoder == (backend != "triton")
+    states = plan.encoder(batch.ids, batch.mask)
+    excluded = [[100], [], [130], None]
+    got = model.decode(batch, k=8, exclude=excluded)
+    assert_bits(got, model.decode_states(states, batch.mask, k=8, exclude=excluded))
+
+
+def test_a_plan_of_another_backend_than_the_encoders() -> None:
+    """As "auto" may choose for other settings than the model's."""
+    plan = make("mlp")._plan(8, None, None, None, None)
+    assert plan.encoder is not None
+    assert plan.joins_encoder
+    other = dataclasses.replace(plan, encoder=dataclasses.replace(plan.encoder, backend="cuda"))
+    assert not other.joins_encoder
+    line = "encoder: encode_mlp on cuda, form by batch; its states are decoded on cpu"
+    assert line in str(other)
+
+
+def _fused_dtype(backend: str, kind: str) -> str:
+    """One in which the backend fuses the encoder."""
+    for dtype in ("float32", "bfloat16"):
+        if _is_fused(backend, kind, dtype):
+            return dtype
+    pytest.skip(f"backend {backend} has no fused encoder of kind {kind}")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_operator_answers_as_pytorch(kind: str) -> None:
     fused, plain = make(kind), make(kind, encoder_form="torch")
@@ -124,9 +159,9 @@ def test_the_plan_says_why_pytorch_encodes() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_ones_own_with_poison_in_its_padding(kind: str) -> None:
+def test_a_batch_of_ones_own_with_poison_in_its_padding(backend: str, kind: str) -> None:
     """Padding need not be a token for the operator; the model still refuses ids that are none."""
-    model = make(kind)
+    model = make(kind, backend, dtype=_fused_dtype(backend, kind))
     batch = model.batch(HISTORIES)
     longer = torch.nn.functional.pad(batch.ids[:, :12], (0, 2), value=TOKENS.eos_id)
     mask = torch.nn.functional.pad(batch.mask[:, :12], (0, 2))
@@ -147,8 +182,8 @@ def test_more_tokens_than_positions_are_refused(form: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiled_as_one_graph(kind: str) -> None:
-    model = make(kind)
+def test_compiled_as_one_graph(backend: str, kind: str) -> None:
+    model = make(kind, backend, dtype=_fused_dtype(backend, kind))
     batch = model.batch(HISTORIES)
 
     def results() -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Encoder weights as kernels read them: panels for the CPU, rows and tiles for CUDA."""
+"""Encoder weights as kernels read them: panels for the CPU, rows, tiles, fragments for CUDA."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 from encoders import SPECS, module_of
 
-from sidmlp_kernels import T5Spec
+from sidmlp_kernels import MLPEncoderSpec, T5Spec
 from sidmlp_kernels.encoder import relative_buckets
 from sidmlp_kernels.encoder_packing import (
     BIAS_TOKENS,
     PANEL,
     SHORT_TOKENS,
     pack_encoder,
+    to_fragments,
     to_panels,
     to_tiles,
 )
@@ -59,6 +60,49 @@ def test_tiles_are_permuted_as_the_view_says() -> None:
         at = k * 64 + 8 * piece
         wanted = matrix[n * 64 + row, at : at + 8]
         assert torch.equal(tiles[n, k, row, piece ^ (row % 8)], wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_fragments_are_in_the_order_that_the_view_says(dtype: torch.dtype) -> None:
+    matrix = torch.arange(48 * 32).reshape(48, 32).to(dtype)  # fp16 holds integers up to 2,048
+    blocks = to_fragments(matrix).reshape(3, 2, 256)
+    for n in range(48):
+        for k in range(32):
+            a, b = n % 16, k % 16
+            if dtype == torch.float32:
+                at = 64 * (b // 4) + 16 * (a % 8 // 2) + 8 * (a // 8) + 4 * (a % 2) + b % 4
+            else:
+                at = 8 * (4 * (a % 8) + b % 8 // 2) + 4 * (a // 8) + 2 * (b // 8) + b % 2
+            assert blocks[n // 16, k // 16, at] == matrix[n, k]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fragments_for_cuda(dtype: torch.dtype) -> None:
+    spec = MLPEncoderSpec(2, 3, 20, 33, 60, 30)
+    module = module_of(spec)
+    packed = pack_encoder(module, dtype, "cuda")
+    assert (packed.layout, packed.operator) == ("fragments", "encode_mlp")
+    assert packed.sizes == (2, 20, 3, 33, 60, 30)
+    w = {name: round_once(t.double(), dtype) for name, t in module.state_dict().items()}
+    assert torch.equal(packed.tensors[0][:, :20], w["embed_tokens.weight"])
+    assert not packed.tensors[0][:, 20:].any()
+    for i in range(2):
+        token, mean, vectors, out, bias = packed.tensors[3 + 5 * i : 8 + 5 * i]
+        assert vectors.shape == (3, 3, 48)
+        assert bias.shape == (3, 32)
+        for r in range(3):
+            at = f"layers.{i}.roles.{r}."
+            linear = w[f"{at}linear_in.weight"]
+            padded = torch.zeros(48, 32, dtype=dtype)
+            padded[:33, :20] = linear[:, :20]
+            assert torch.equal(token[r], to_fragments(padded))
+            padded[:33, :20] = linear[:, 20:]
+            assert torch.equal(mean[r], to_fragments(padded))
+            padded = torch.zeros(32, 48, dtype=dtype)
+            padded[:20, :33] = w[f"{at}linear_out.weight"]
+            assert torch.equal(out[r], to_fragments(padded))
+            wanted = module.state_dict()[f"{at}norm.weight"]
+            assert torch.equal(vectors[r, 1, :33], wanted)
 
 
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])

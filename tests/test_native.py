@@ -20,7 +20,7 @@ def cuda_headers() -> Path | None:
     return next((include for include in found if (include / "cuda_fp16.h").exists()), None)
 
 
-@pytest.mark.parametrize("program", ["decode_check", "encode_check"])
+@pytest.mark.parametrize("program", ["decode_check", "encode_check", "encode_mlp_check"])
 def test_compiles(program: str) -> None:
     """As C++ and without code generation, in seconds: it holds no device code."""
     include = cuda_headers()

@@ -282,4 +282,7 @@ Raises ValueError for a code out of range, an empty or too large catalogue, a wr
   m.def("encode_t5_why_not", &sidmlp::encode_t5_why_not, py::arg("half"), py::arg("dim"),
         py::arg("layers"), py::arg("heads"), py::arg("head_dim"), py::arg("ffn_dim"),
         "Why the CUDA backend has no kernel for a T5 encoder of these sizes, or ''.");
+  m.def("encode_mlp_why_not", &sidmlp::encode_mlp_why_not, py::arg("half"), py::arg("dim"),
+        py::arg("layers"), py::arg("roles"), py::arg("hidden_dim"),
+        "Why the CUDA backend has no kernel for SID-MLP++'s encoder of these sizes, or ''.");
 }

@@ -9,4 +9,7 @@ namespace sidmlp {
 // "". `half`: bf16 or fp16 weights.
 std::string encode_t5_why_not(bool half, int dim, int layers, int heads, int head_dim, int ffn_dim);
 
+// The same of SID-MLP++'s encoder (csrc/cuda/sm90/mlp_encoder/shape.h).
+std::string encode_mlp_why_not(bool half, int dim, int layers, int roles, int hidden_dim);
+
 }  // namespace sidmlp

@@ -163,8 +163,7 @@ Tensor encode_mlp(Tensor ids, Tensor mask, Tensors encoder, Ints sizes, double l
   const Place place(ids);
   const MlpSizes s(sizes);
   const TokensView tokens = tokens_view(ids, mask, place);
-  STD_TORCH_CHECK(tokens.tokens <= s.max_length, "ids: expected at most ", s.max_length,
-                  " tokens, the positions of the encoder, got ", tokens.tokens);
+  check_positions(s, tokens);
   const cpu::MlpPanels view = mlp_panels(s, encoder, layer_norm_eps, place);
   check_form(form);
   const cpu::Kernels& kernels = kernels_of(isa);
@@ -180,9 +179,7 @@ Results recommend(Tensor ids, Tensor mask, Tensors encoder, Ints encoder_sizes, 
                   Ints sizes, double layer_norm_eps, int64_t k, int64_t num_beams, bool codebook,
                   std::vector<double> temperatures, std::vector<double> level_weights,
                   Ints level_modes, int64_t launches, int64_t isa) {
-  STD_TORCH_CHECK(encoder_sizes.size() == 6 || encoder_sizes.size() == 8,
-                  "encoder_sizes: expected 8 numbers (of encode_t5) or 6 (of encode_mlp), got ",
-                  encoder_sizes.size());
+  check_kind(encoder_sizes);
   const Tensor states = encoder_sizes.size() == 8
                             ? encode_t5(ids, mask, encoder, encoder_sizes, encoder_eps, form, isa)
                             : encode_mlp(ids, mask, encoder, encoder_sizes, encoder_eps, form, isa);

@@ -8,6 +8,7 @@
 
 #include "cuda/launch.h"
 #include "torch/cuda_call.h"
+#include "torch/cuda_calls.h"
 #include "torch/problem.h"
 
 namespace sidmlp::torch_ops {
@@ -20,7 +21,6 @@ using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
 using Floats = std::vector<double>;
 using OptionalTensor = std::optional<Tensor>;
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Widths that a kernel counts in 32 bits.
 void check_readout_widths(const Sizes& s) {
@@ -88,11 +88,14 @@ Results beam_decode(Tensor context, Tensors heads, Tensors catalogue, OptionalTe
                 codebook, temperatures, level_weights, level_modes, launches, place, "beam_decode");
 }
 
-Results decode_states(Tensor states, Tensor mask, Tensors readout, Tensors heads, Tensors catalogue,
-                      OptionalTensor exclude_ids, OptionalTensor exclude_offsets, Ints sizes,
-                      double layer_norm_eps, int64_t k, int64_t num_beams, bool codebook,
-                      Floats temperatures, Floats level_weights, Ints level_modes, int64_t launches,
-                      int64_t /*isa*/) {
+}  // namespace
+
+Results decode_states_cuda(Tensor states, Tensor mask, Tensors readout, Tensors heads,
+                           Tensors catalogue, OptionalTensor exclude_ids,
+                           OptionalTensor exclude_offsets, Ints sizes, double layer_norm_eps,
+                           int64_t k, int64_t num_beams, bool codebook, Floats temperatures,
+                           Floats level_weights, Ints level_modes, int64_t launches,
+                           int64_t /*isa*/) {
   const Place place = cuda_place(states, "states");
   const DeviceGuard guard(place.device_index);
   const Sizes s(sizes);
@@ -106,6 +109,8 @@ Results decode_states(Tensor states, Tensor mask, Tensors readout, Tensors heads
                 codebook, temperatures, level_weights, level_modes, launches, place,
                 "decode_states");
 }
+
+namespace {
 
 Tensor context_readout(Tensor states, Tensor mask, Tensors readout, Ints sizes,
                        double layer_norm_eps, int64_t /*isa*/) {
@@ -153,7 +158,7 @@ Tensor level_logits(Tensor context, Tensor prefix_codes, Tensors heads, Ints siz
 
 STABLE_TORCH_LIBRARY_IMPL(sidmlp, CUDA, library) {
   library.impl("beam_decode", TORCH_BOX(&beam_decode));
-  library.impl("decode_states", TORCH_BOX(&decode_states));
+  library.impl("decode_states", TORCH_BOX(&decode_states_cuda));
   library.impl("context_readout", TORCH_BOX(&context_readout));
   library.impl("level_logits", TORCH_BOX(&level_logits));
 }

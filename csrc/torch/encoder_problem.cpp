@@ -26,6 +26,40 @@ float checked_eps(double eps) {
   return static_cast<float>(eps);
 }
 
+// Either layout of SID-MLP++'s encoder: matrices of `inner_dim` and `inner_hidden` inner elements.
+template <class View>
+void fill_mlp(View& view, const MlpSizes& s, const std::vector<Tensor>& tensors,
+              double layer_norm_eps, int64_t inner_dim, int64_t inner_hidden, const Place& place) {
+  constexpr int kPerLayer = 5;
+  check_count(tensors, 3 + static_cast<size_t>(kPerLayer * s.num_layers));
+  const int64_t dim_pad = padded(s.dim), hidden_pad = padded(s.hidden_dim);
+  view.dtype = weight_dtype(tensors[0], "encoder.embedding");
+  const ScalarType weight = scalar_type_of(view.dtype);
+  view.num_layers = s.num_layers, view.num_roles = s.num_roles, view.dim = s.dim;
+  view.hidden_dim = s.hidden_dim, view.vocab_size = s.vocab_size, view.max_length = s.max_length;
+  view.eps = checked_eps(layer_norm_eps);
+  view.embedding =
+      check_tensor(tensors[0], "encoder.embedding", weight, {s.vocab_size, dim_pad}, place);
+  view.positions =
+      check_tensor(tensors[1], "encoder.positions", weight, {s.max_length, dim_pad}, place);
+  view.norm = check_as<float>(tensors[2], "encoder.norm", ScalarType::Float, {2, dim_pad}, place);
+  for (int l = 0; l < s.num_layers; ++l) {
+    const Tensor* t = &tensors[3 + kPerLayer * l];
+    const std::string at = "encoder." + std::to_string(l) + ".";
+    auto& layer = view.layers[l];
+    layer.token =
+        check_tensor(t[0], at + "token", weight, {s.num_roles, inner_dim * hidden_pad}, place);
+    layer.mean =
+        check_tensor(t[1], at + "mean", weight, {s.num_roles, inner_dim * hidden_pad}, place);
+    layer.vectors = check_as<float>(t[2], at + "vectors", ScalarType::Float,
+                                    {s.num_roles, 3, hidden_pad}, place);
+    layer.out =
+        check_tensor(t[3], at + "out", weight, {s.num_roles, inner_hidden * dim_pad}, place);
+    layer.bias =
+        check_as<float>(t[4], at + "bias", ScalarType::Float, {s.num_roles, dim_pad}, place);
+  }
+}
+
 }  // namespace
 
 T5Sizes::T5Sizes(const std::vector<int64_t>& sizes) {
@@ -66,6 +100,17 @@ TokensView tokens_view(const Tensor& ids, const Tensor& mask, const Place& place
   view.batch = batch;
   view.tokens = static_cast<int>(tokens);
   return view;
+}
+
+void check_positions(const MlpSizes& s, const TokensView& tokens) {
+  STD_TORCH_CHECK(tokens.tokens <= s.max_length, "ids: expected at most ", s.max_length,
+                  " tokens, the positions of the encoder, got ", tokens.tokens);
+}
+
+void check_kind(const std::vector<int64_t>& sizes) {
+  STD_TORCH_CHECK(sizes.size() == 6 || sizes.size() == 8,
+                  "encoder_sizes: expected 8 numbers (of encode_t5) or 6 (of encode_mlp), got ",
+                  sizes.size());
 }
 
 T5View t5_view(const T5Sizes& s, const std::vector<Tensor>& tensors, double layer_norm_eps,
@@ -151,36 +196,17 @@ cpu::T5Panels t5_panels(const T5Sizes& s, const std::vector<Tensor>& tensors, do
   return view;
 }
 
+MlpView mlp_view(const MlpSizes& s, const std::vector<Tensor>& tensors, double layer_norm_eps,
+                 const Place& place) {
+  MlpView view{};
+  fill_mlp(view, s, tensors, layer_norm_eps, padded(s.dim), padded(s.hidden_dim), place);
+  return view;
+}
+
 cpu::MlpPanels mlp_panels(const MlpSizes& s, const std::vector<Tensor>& tensors,
                           double layer_norm_eps, const Place& place) {
-  constexpr int kPerLayer = 5;
-  check_count(tensors, 3 + static_cast<size_t>(kPerLayer * s.num_layers));
-  const int64_t dim_pad = padded(s.dim), hidden_pad = padded(s.hidden_dim);
   cpu::MlpPanels view{};
-  view.dtype = weight_dtype(tensors[0], "encoder.embedding");
-  const ScalarType weight = scalar_type_of(view.dtype);
-  view.num_layers = s.num_layers, view.num_roles = s.num_roles, view.dim = s.dim;
-  view.hidden_dim = s.hidden_dim, view.vocab_size = s.vocab_size, view.max_length = s.max_length;
-  view.eps = checked_eps(layer_norm_eps);
-  view.embedding =
-      check_tensor(tensors[0], "encoder.embedding", weight, {s.vocab_size, dim_pad}, place);
-  view.positions =
-      check_tensor(tensors[1], "encoder.positions", weight, {s.max_length, dim_pad}, place);
-  view.norm = check_as<float>(tensors[2], "encoder.norm", ScalarType::Float, {2, dim_pad}, place);
-  for (int l = 0; l < s.num_layers; ++l) {
-    const Tensor* t = &tensors[3 + kPerLayer * l];
-    const std::string at = "encoder." + std::to_string(l) + ".";
-    cpu::MlpLayerPanels& layer = view.layers[l];
-    layer.token =
-        check_tensor(t[0], at + "token", weight, {s.num_roles, s.dim * hidden_pad}, place);
-    layer.mean = check_tensor(t[1], at + "mean", weight, {s.num_roles, s.dim * hidden_pad}, place);
-    layer.vectors = check_as<float>(t[2], at + "vectors", ScalarType::Float,
-                                    {s.num_roles, 3, hidden_pad}, place);
-    layer.out =
-        check_tensor(t[3], at + "out", weight, {s.num_roles, s.hidden_dim * dim_pad}, place);
-    layer.bias =
-        check_as<float>(t[4], at + "bias", ScalarType::Float, {s.num_roles, dim_pad}, place);
-  }
+  fill_mlp(view, s, tensors, layer_norm_eps, s.dim, s.hidden_dim, place);
   return view;
 }
 

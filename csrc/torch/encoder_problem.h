@@ -6,6 +6,7 @@
 
 #include "cpu/encoders.h"
 #include "sidmlp/encoder_view.h"
+#include "sidmlp/mlp_encoder_view.h"
 #include "torch/check.h"
 
 namespace sidmlp::torch_ops {
@@ -32,6 +33,14 @@ TokensView tokens_view(const Tensor& ids, const Tensor& mask, const Place&);
 // layer [attention_gain, qkv, attention_out, ffn_gain, ffn_in, ffn_out].
 T5View t5_view(const T5Sizes&, const std::vector<Tensor>& encoder, double layer_norm_eps,
                const Place&);
+// The layout of sidmlp/mlp_encoder_view.h: [embedding, positions, norm], then for each layer
+// [token, mean, vectors, out, bias].
+MlpView mlp_view(const MlpSizes&, const std::vector<Tensor>& encoder, double layer_norm_eps,
+                 const Place&);
+// At most max_length tokens, the encoder's positions.
+void check_positions(const MlpSizes&, const TokensView&);
+// 8 sizes: of encode_t5, 6: of encode_mlp; nothing else.
+void check_kind(const std::vector<int64_t>& encoder_sizes);
 // The layouts of cpu/encoders.h.
 cpu::T5Panels t5_panels(const T5Sizes&, const std::vector<Tensor>& encoder, double layer_norm_eps,
                         const Place&);

@@ -25,8 +25,9 @@ valid id outside the vocabulary has NaN states, so that a decode of them has cou
 are untouched. Only valid tokens are computed, so padding costs nothing and changes no bit; in one
 form (below) neither does the batch. encode_mlp takes at most max_length columns.
 
-recommend is an encoder and decode_states in one call, with the bits of the two (CPU only). The
-length of `encoder_sizes` says which encoder.
+recommend is an encoder and decode_states in one call, with the bits of the two; on CUDA one
+launch and those of the decode, on the current stream. The length of `encoder_sizes` says which
+encoder.
 
 Lists and numbers, in the order that the makers fix:
     readout, heads   `PackedWeights.readout`, `.heads` (sidmlp_kernels.packing)
@@ -43,7 +44,8 @@ Lists and numbers, in the order that the makers fix:
                      4 (L H + C_1) bytes a request; tensor core kernels alone have it. Other
                      backends take 1
     form             of an encoder: 1, 2, 4 or 8 thread blocks share a request, 0 chosen by batch;
-                     forms differ by roundings. The CPU has one form
+                     forms of encode_t5 differ by roundings, those of encode_mlp (at most a block
+                     for each role) in no bit. The CPU has one form
     isa              CPU only: 0 auto, 1 plain, 2 AVX2, 3 AVX-512, 4 AVX-512 with products of
                      bfloat16; other backends ignore it. The last differs from 3 in encoders with
                      bf16 weights: products round what they read to bf16 and accumulate in fp32

@@ -1,0 +1,175 @@
+// Rows of shared memory times a matrix stored as fragments (mlp_encoder_view.h), which come
+// straight from global memory: every load of a warp is contiguous, a few steps ahead.
+//
+// Half precision goes through tensor cores, fp32 through multiply-adds of the same partition: lane
+// (g, t) = (lane / 4, lane % 4) holds columns 8 j + 2 t and 8 j + 2 t + 1 of rows g (sum[m][j][0],
+// [1]) and g + 8 ([2], [3]) of tile m. The order of a sum depends on its length alone.
+#pragma once
+
+#include "cuda/ptx/mma.cuh"
+#include "cuda/sm90/mlp_encoder/numbers.cuh"
+#include "cuda/sm90/mlp_encoder/shape.h"
+#include "cuda/warp.cuh"
+
+namespace sidmlp::cuda::sm90 {
+
+constexpr int kStep = 16;            // of the inner sum
+constexpr int kBlockElements = 256;  // of 16 columns and a step
+constexpr int kUnitTiles = 3;        // tiles of rows that a warp multiplies at once
+
+struct MlpRows {
+  uint32_t address;  // shared
+  int bytes;         // of a row
+};
+
+// sum <- tiles of rows from first_row on times kC blocks of 16 columns, whose fragments begin at
+// weight[c].
+template <class W, int kM, int kC>
+struct Multiply {
+  static __device__ __forceinline__ void run(const MlpRows& rows, int first_row, int steps,
+                                             const W* const (&weight)[kC],
+                                             float (&sum)[kM][2 * kC][4]) {
+    constexpr int kAhead = 8 / kC;
+    const int lane = lane_index();
+    uint32_t at[kM];
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+      at[m] = rows.address +
+              static_cast<uint32_t>((first_row + kMlpTileRows * m + lane % 16) * rows.bytes +
+                                    lane / 16 * 16);
+    const uint4* from[kC];
+#pragma unroll
+    for (int c = 0; c < kC; ++c) from[c] = reinterpret_cast<const uint4*>(weight[c]) + lane;
+    uint4 ring[kAhead][kC];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+#pragma unroll
+      for (int c = 0; c < kC; ++c) ring[i][c] = __ldg(from[c] + min(i, steps - 1) * kWarp);
+    auto step = [&](int i) {
+      uint32_t a[kM][4];
+#pragma unroll
+      for (int m = 0; m < kM; ++m) ptx::load_matrices(a[m], at[m] + 32 * i);
+#pragma unroll
+      for (int c = 0; c < kC; ++c)
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          const uint4& b = ring[i][c];
+          ptx::mma<W>(sum[m][2 * c], a[m][0], a[m][1], a[m][2], a[m][3], b.x, b.y);
+          ptx::mma<W>(sum[m][2 * c + 1], a[m][0], a[m][1], a[m][2], a[m][3], b.z, b.w);
+        }
+    };
+    int left = steps;
+#pragma unroll 1
+    for (; left >= kAhead; left -= kAhead) {
+#pragma unroll
+      for (int c = 0; c < kC; ++c) from[c] += kAhead * kWarp;
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        step(i);
+        if (i + kAhead < left) {
+#pragma unroll
+          for (int c = 0; c < kC; ++c) ring[i][c] = __ldg(from[c] + i * kWarp);
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < kM; ++m) at[m] += 32 * kAhead;
+    }
+#pragma unroll
+    for (int i = 0; i + 1 < kAhead; ++i)
+      if (i < left) step(i);
+  }
+};
+
+template <int kM, int kC>
+struct Multiply<float, kM, kC> {
+  static __device__ __forceinline__ void run(const MlpRows& rows, int first_row, int steps,
+                                             const float* const (&weight)[kC],
+                                             float (&sum)[kM][2 * kC][4]) {
+    const int g = lane_index() / 4, t = lane_index() % 4;
+    const uint32_t base = rows.address + static_cast<uint32_t>((first_row + g) * rows.bytes);
+#pragma unroll 1
+    for (int quad = 0; quad < 4 * steps; ++quad) {
+      float4 w[kC][4];  // columns (j, e) = (0, 0), (0, 1), (1, 0), (1, 1); four k each
+#pragma unroll
+      for (int c = 0; c < kC; ++c) {
+        const auto* from =
+            reinterpret_cast<const float4*>(weight[c] + static_cast<int64_t>(quad) * 64 + 16 * t);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) w[c][i] = __ldg(from + i);
+      }
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const uint4 raw = ptx::load_piece(
+              base + static_cast<uint32_t>((kMlpTileRows * m + 8 * half) * rows.bytes + 16 * quad));
+          const float x = __uint_as_float(raw.x), y = __uint_as_float(raw.y);
+          const float z = __uint_as_float(raw.z), u = __uint_as_float(raw.w);
+#pragma unroll
+          for (int c = 0; c < kC; ++c)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              float& to = sum[m][2 * c + i / 2][2 * half + i % 2];
+              to = fmaf(x, w[c][i].x, to), to = fmaf(y, w[c][i].y, to);
+              to = fmaf(z, w[c][i].z, to), to = fmaf(u, w[c][i].w, to);
+            }
+        }
+    }
+  }
+};
+
+template <class W, int kM, int kC, class Store>
+__device__ __forceinline__ void product_unit(const MlpRows& rows, int first_tile, int inner,
+                                             const W* weight, int column_blocks, int begin,
+                                             const Store& store) {
+  const W* from[kC];
+#pragma unroll
+  for (int c = 0; c < kC; ++c)
+    from[c] =
+        weight + static_cast<int64_t>(min(begin + c, column_blocks - 1)) * kMlpTileRows * inner;
+  float sum[kM][2 * kC][4];
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int j = 0; j < 2 * kC; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[m][j][i] = 0.0f;
+  Multiply<W, kM, kC>::run(rows, kMlpTileRows * first_tile, inner / kStep, from, sum);
+  const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = kMlpTileRows * (first_tile + m) + 8 * half + g;
+#pragma unroll
+      for (int j = 0; j < 2 * kC; ++j) {
+        if (begin + j / 2 < column_blocks)
+          store(row, 16 * begin + 8 * j + 2 * t, sum[m][j][2 * half], sum[m][j][2 * half + 1]);
+      }
+    }
+}
+
+// rows [16 * tiles, inner] times 16 * column_blocks columns, shared out among the block's warps,
+// kC blocks of columns and up to three tiles of rows at a time. store(row, column, value, next)
+// gets every pair of neighbouring columns once.
+template <class W, int kC, class Store>
+__device__ __forceinline__ void product(const MlpRows& rows, int tiles, int inner, const W* weight,
+                                        int column_blocks, const Store& store) {
+  const int wide = (column_blocks + kC - 1) / kC;
+  // Of rows: as few as there may be, or else a part for each warp.
+  const int parts = max((tiles + kUnitTiles - 1) / kUnitTiles, min(kMlpWarps / wide, tiles));
+  for (int unit = warp_index(); unit < wide * parts;
+       unit += kMlpWarps) {  // neighbours share columns
+    const int part = unit % parts, begin = unit / parts * kC;
+    const int first = tiles * part / parts, count = tiles * (part + 1) / parts - first;
+    if (count == 3) {
+      product_unit<W, 3, kC>(rows, first, inner, weight, column_blocks, begin, store);
+    } else if (count == 2) {
+      product_unit<W, 2, kC>(rows, first, inner, weight, column_blocks, begin, store);
+    } else {
+      product_unit<W, 1, kC>(rows, first, inner, weight, column_blocks, begin, store);
+    }
+  }
+}
+
+}  // namespace sidmlp::cuda::sm90
