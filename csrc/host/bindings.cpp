@@ -223,7 +223,7 @@ py::list tensor_core_cuts(bool half, int dim, int hidden_dim, int blocks_per_hea
       decode_of_sizes(half, dim, hidden_dim, blocks_per_head, codes_per_level, num_beams);
   std::vector<Range> ranges;
   if (cuda::sm90::why_not(problem) == nullptr) {
-    for (const cuda::sm90::Cut& cut : cuda::sm90::kCuts) {
+    for (const cuda::sm90::Cut& cut : cuda::sm90::cuts_of(problem)) {
       problem.batch = cut.most_requests;
       const cuda::sm90::Cut* taken = cuda::sm90::cut_of(problem);
       if (ranges.empty() || ranges.back().cut != taken) ranges.push_back({0, taken, false});

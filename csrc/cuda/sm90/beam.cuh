@@ -7,16 +7,16 @@
 #pragma once
 
 #include "cuda/ptx/cluster.cuh"
+#include "cuda/sm90/candidates.cuh"
 #include "cuda/sm90/hidden.cuh"
-#include "cuda/sm90/items.cuh"
 #include "cuda/sm90/products.cuh"
 #include "cuda/sm90/topk.cuh"
 
 namespace sidmlp::cuda::sm90 {
 
 struct BeamState {               // in shared memory
-  int first_key[kMaxBeams + 1];  // where the keys of each beam's children go; at the end their sum
-  int heads[kMaxBeams];          // ranks of the beams that need a head, ascending
+  int first_key[kFewBeams + 1];  // where the keys of each beam's children go; at the end their sum
+  int heads[kFewBeams];          // ranks of the beams that need a head, ascending
   int num_heads;
   int num_survivors;  // of TopK
   Exclusion exclusion;
@@ -87,10 +87,7 @@ struct Search {
 
   __device__ __forceinline__ BeamKey candidate(int level, float score, int rank, int child,
                                                int ordinal) const {
-    if (!isfinite(score)) return kBroken;
-    if (level + 1 == trie().num_levels && !leaf_allowed(trie(), state.exclusion, child))
-      return kNoKey;
-    return make_beam_key(score, static_cast<uint32_t>(rank), static_cast<uint32_t>(ordinal));
+    return candidate_key(trie(), state.exclusion, level, score, rank, child, ordinal);
   }
 
   // Keys of the children of up to four beams by one warp, eight lanes a beam; `rank` < 0: none.
@@ -177,26 +174,13 @@ struct Search {
   __device__ __forceinline__ int advance(int level, int count, int slot) const {
     const Beam* from = beams(level);
     Beam* to = beams(level + 1);
-    const int next = level + 1;
-    const bool leaves = next == trie().num_levels;
     const int found =
         best_keys(top(), keys(level), count, problem.config.num_beams, [&](int rank, BeamKey key) {
           if (key == kBroken) {
             state.broken[slot % 2] = 1;
             return;
           }
-          const int parent = static_cast<int>(key_parent_rank(key));
-          const int32_t node = from[parent].first_child + static_cast<int32_t>(key_ordinal(key));
-          Prefix prefix{from[parent].prefix};
-          prefix.set(level, __ldg(trie().codes[level] + node));
-          to[rank].score = key_score(key);
-          to[rank].node = node;
-          if (!leaves) {
-            const int32_t begin = __ldg(trie().child_begin[next] + node);
-            to[rank].first_child = begin;
-            to[rank].children = __ldg(trie().child_begin[next] + node + 1) - begin;
-          }
-          to[rank].prefix = prefix.words;
+          become_beam(trie(), level, from, key, to[rank]);
         });
     return state.broken[slot % 2] ? 0 : found;
   }
@@ -468,7 +452,7 @@ struct Search {
         problem.config.codebook || problem.config.level_mode[level] == LevelMode::kDense;
     const Beam* from = beams(level);
     look_up(from, count);
-    const int most = dense ? shape.rows : kMaxBeams;
+    const int most = dense ? shape.rows : kFewBeams;
     int team_shift = shape.team_shift, rank_in_team = team_rank();
     Pass pass = next_pass(Pass{}, 0, count, most << team_shift);
     if (team_shift > 0 && pass.end < count) {

@@ -1,13 +1,15 @@
 // Which sizes the sm90 kernels take, and how a batch is cut among clusters of thread blocks. Plain
-// C++: the host module shows this table to Python.
+// C++: the host module shows these tables to Python.
 #pragma once
 
 #include <climits>
 
 namespace sidmlp::cuda::sm90 {
 
-constexpr int kMaxBeams = 128;
-constexpr int kMaxCodes = 1024;
+constexpr int kMaxBeams = 512;
+constexpr int kMaxCodes = 8192;
+constexpr int kFewBeams = 128;  // beam.cuh takes so many beams and codes, wide_beam.cuh more
+constexpr int kFewCodes = 1024;
 constexpr int kMaxDim = 1024;
 constexpr int kMaxHidden = 2048;
 
@@ -38,6 +40,15 @@ constexpr Cut kCuts[] = {
      "two requests a block share first products; batch 512: 142, (1,2,2) 164, (2,2,2) 168"},
 };
 
+// Cuts of wide_beam.cuh, whose blocks have one request and a multiprocessor each.
+constexpr Cut kWideCuts[] = {
+    {15, 8, 1, 1, "many beams or codes: eight blocks a request, the chip is idle"},
+    {30, 4, 1, 1, "many beams or codes: four blocks a request"},
+    {66, 2, 1, 1, "many beams or codes: two blocks a request"},
+    {132, 2, 2, 1, "many beams or codes: a block a request"},
+    {INT_MAX, 4, 4, 1, "many beams or codes: a block a request, four share weights of level 1"},
+};
+
 // What the choice between kernels depends on.
 struct DecodeSizes {
   bool half;  // bf16 or fp16 weights
@@ -56,8 +67,8 @@ constexpr const char* why_not(const DecodeSizes& sizes) {
     return "hidden_dim: expected a multiple of 32 up to 2048";
   if (sizes.dim % 16 != 0 || sizes.dim > kMaxDim)
     return "dim: expected a multiple of 16 up to 1024";
-  if (sizes.num_beams > kMaxBeams) return "num_beams: expected at most 128";
-  if (sizes.most_codes > kMaxCodes) return "codes_per_level: expected at most 1024";
+  if (sizes.num_beams > kMaxBeams) return "num_beams: expected at most 512";
+  if (sizes.most_codes > kMaxCodes) return "codes_per_level: expected at most 8192";
   return nullptr;
 }
 

@@ -154,6 +154,8 @@ inline bool reads_on_tensor_cores(const ReadoutSizes& sizes) {
   if (sizes.dim % 16 != 0 || sizes.head_dim % 16 != 0 || sizes.ffn_dim % 16 != 0) return false;
   for (const Cut& cut : kCuts)
     if (readout_shape(sizes, int64_t{1} << 31, cut).bytes > kSharedBytes) return false;
+  for (const Cut& cut : kWideCuts)
+    if (readout_shape(sizes, int64_t{1} << 31, cut).bytes > kSharedBytes) return false;
   return true;
 }
 
