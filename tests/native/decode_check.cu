@@ -131,7 +131,7 @@ std::vector<Case> fixed_cases(bool small) {
     c.hidden_dim = 2048, c.only_children = true, c.num_items = 900, c.num_beams = 300, c.k = 20;
   }
   {
-    Case& c = add("the same, fp32, from states", fp32, {256, 256, 256, 256});
+    Case& c = add("50 beams, fp32, from states", fp32, {256, 256, 256, 256});
     c.dim = 128, c.hidden_dim = 512, c.num_items = 5000, c.num_beams = 50, c.k = 50;
     c.tokens = 82, c.head_dim = 96, c.ffn_dim = 1024;
   }

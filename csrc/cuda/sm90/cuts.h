@@ -40,13 +40,23 @@ constexpr Cut kCuts[] = {
      "two requests a block share first products; batch 512: 142, (1,2,2) 164, (2,2,2) 168"},
 };
 
-// Cuts of wide_beam.cuh, whose blocks have one request and a multiprocessor each.
-constexpr Cut kWideCuts[] = {
-    {15, 8, 1, 1, "many beams or codes: eight blocks a request, the chip is idle"},
-    {30, 4, 1, 1, "many beams or codes: four blocks a request"},
-    {66, 2, 1, 1, "many beams or codes: two blocks a request"},
-    {132, 2, 2, 1, "many beams or codes: a block a request"},
-    {INT_MAX, 4, 4, 1, "many beams or codes: a block a request, four share weights of level 1"},
+// Cuts of wide_beam.cuh, whose blocks have one request and a multiprocessor each: of many beams,
+// and of wide codebooks, where level 1's weights (8 MB of 8,192 codes at H = 512) are read once a
+// group. Measured as above, with 12,101 items, 512 beams of 4 x 256 codes and 24,000 items, 50
+// beams of 3 x 8,192.
+constexpr Cut kBeamCuts[] = {
+    {15, 8, 1, 1, "many beams, the chip is idle: eight blocks a request"},
+    {30, 4, 1, 1, "many beams: four blocks a request"},
+    {66, 2, 1, 1, "many beams: two blocks a request"},
+    {INT_MAX, 2, 2, 1, "many beams: a block a request; batch 512: 748, (4,4,1) 897, (8,8,1) 892"},
+};
+constexpr Cut kCodeCuts[] = {
+    {15, 8, 1, 1, "wide codebooks, the chip is idle: eight blocks a request"},
+    {60, 8, 4, 1, "wide codebooks: two blocks a request"},
+    {INT_MAX, 8, 8, 1,
+     "wide codebooks: a block a request; batch 512: 413, (4,4,1) 589, (2,2,1) 795"},
+    {INT_MAX, 2, 2, 1,
+     "wide codebooks: a block a request, where eight need more shared memory than there is"},
 };
 
 // What the choice between kernels depends on.

@@ -33,11 +33,15 @@ constexpr bool legal(const Cut& cut) {
          cut.group <= kMaxGroup;
 }
 
+constexpr bool takes_one(const Cut& cut) { return cut.group <= cut.cluster && cut.resident == 1; }
+
 constexpr bool all_legal() {
   for (const Cut& cut : kCuts)
     if (!legal(cut)) return false;
-  for (const Cut& cut : kWideCuts)
-    if (!legal(cut) || cut.group > cut.cluster || cut.resident != 1) return false;
+  for (const Cut& cut : kBeamCuts)
+    if (!legal(cut) || !takes_one(cut)) return false;
+  for (const Cut& cut : kCodeCuts)
+    if (!legal(cut) || !takes_one(cut)) return false;
   return true;
 }
 static_assert(all_legal(), "clusters and groups are powers of two, at most 8; wide: one request");
@@ -199,15 +203,19 @@ Shape wide_shape_of(const BeamDecodeProblem& problem, const Cut& cut) {
 }  // namespace
 
 Cuts cuts_of(const BeamDecodeProblem& problem) {
-  if (is_wide(problem)) return {std::begin(kWideCuts), std::end(kWideCuts)};
-  return {std::begin(kCuts), std::end(kCuts)};
+  if (!is_wide(problem)) return {std::begin(kCuts), std::end(kCuts)};
+  if (widest(problem) <= kFewCodes) return {std::begin(kBeamCuts), std::end(kBeamCuts)};
+  return {std::begin(kCodeCuts), std::end(kCodeCuts)};
 }
 
 const Cut* cut_of(const BeamDecodeProblem& problem) {
   const bool wide = is_wide(problem);
+  // Tensor cores that read out fit every one of kCuts, and some of the others.
+  const ReadoutSizes sizes = sizes_of(problem.readout);
+  const bool reads = wide && problem.context == nullptr && reads_on_tensor_cores(sizes);
   const Cut* found = nullptr;
   for (const Cut& cut : cuts_of(problem)) {
-    if (!fits(problem, cut, wide)) continue;
+    if (!fits(problem, cut, wide) || (reads && !readout_fits(sizes, cut))) continue;
     found = &cut;
     if (problem.batch <= cut.most_requests) break;
   }

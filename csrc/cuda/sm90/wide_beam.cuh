@@ -249,7 +249,7 @@ struct WideSearch {
   // Logits of kChunk codes from `chunk` on, of the hidden rows in shared memory -> logits there.
   template <int kRowTiles>
   __device__ __forceinline__ void chunk_logits(int level, int chunk, int count) const {
-    constexpr int kCodeTiles = 4, kCodes = 8 * kCodeTiles, kUnroll = kFull ? 4 : 1;
+    constexpr int kCodeTiles = 4, kCodes = 8 * kCodeTiles, kUnroll = kFull ? 6 : 1;
     static_assert(kCodes * kWarps == kChunk, "a warp has its codes of a chunk at once");
     const HeadView& head = problem.heads.heads[level];
     const int g = lane_index() / 4, t = lane_index() % 4, codes = head.num_codes;
@@ -258,15 +258,21 @@ struct WideSearch {
     const RowTiles<kRowTiles> rows(memory + shape.hidden, row_bytes(), shape.rows);
     const CodeTile<W, kCodeTiles> tile(static_cast<const W*>(head.out_weight), hidden(), code);
     float sum[kRowTiles][kCodeTiles][4] = {};
-    uint4 now[kCodeTiles], next[kCodeTiles];  // the next weights are on their way meanwhile
-    tile.load(now, 0);
+    // Weights come from the second-level cache: two products ahead of their use.
+    constexpr int kPieces = 3;
+    uint4 piece[kPieces][kCodeTiles];
+    const int steps = hidden() / 32;
+#pragma unroll
+    for (int i = 0; i + 1 < kPieces; ++i) tile.load(piece[i], 32 * min(i, steps - 1));
 #pragma unroll kUnroll
-    for (int k = 0; k < hidden(); k += 64) {
-      tile.load(next, min(k + 32, hidden() - 32));
-      multiply_rows<W, kRowTiles, kCodeTiles>(rows, k, now, sum);
-      if (k + 32 >= hidden()) break;
-      tile.load(now, min(k + 64, hidden() - 32));
-      multiply_rows<W, kRowTiles, kCodeTiles>(rows, k + 32, next, sum);
+    for (int base = 0; base < steps; base += kPieces) {
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int step = base + i, ahead = (i + kPieces - 1) % kPieces;
+        if (step >= steps) break;
+        tile.load(piece[ahead], 32 * min(step + kPieces - 1, steps - 1));
+        multiply_rows<W, kRowTiles, kCodeTiles>(rows, 32 * step, piece[i], sum);
+      }
     }
     auto* to =
         reinterpret_cast<float*>(memory + shape.logits) + g * kChunkStride + code - chunk + 2 * t;
@@ -362,15 +368,7 @@ struct WideSearch {
               reinterpret_cast<const float*>(memory + shape.logits) + row * kChunkStride;
           const int width = real ? min(kChunk, codes - chunk) : 0;
           if (codebook) {
-            float highest = -INFINITY;
-            for (int c = lane; c < width; c += kFewLanes) {
-              const float logit = tempered(logits[c], temperature);
-              softmax[i].finite = softmax[i].finite && isfinite(logit);
-              highest = fmaxf(highest, logit);
-            }
-            softmax[i].raise(highest);
-            for (int c = lane; c < width; c += kFewLanes)
-              softmax[i].total += __expf(tempered(logits[c], temperature) - softmax[i].largest);
+            softmax[i].template add<kFewLanes>(logits, width, temperature);
             __syncwarp();
           }
           listed[i] = list_logits(level, from[heads()[head]], listed[i], chunk, width, logits,

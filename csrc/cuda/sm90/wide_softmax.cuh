@@ -46,6 +46,31 @@ struct RunningSoftmax {
       largest = highest;
     }
   }
+  // This lane's share of up to kChunk logits that kLanes lanes take.
+  template <int kLanes>
+  __device__ __forceinline__ void add(const float* logits, int width, float temperature) {
+    constexpr int kOwn = kChunk / kLanes;
+    float own[kOwn];
+    float highest = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kOwn; i += 4) {
+      const int at = kLanes * i + 4 * (lane_index() % kLanes);
+      const float4 four = *reinterpret_cast<const float4*>(logits + at);
+      const float raw[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        own[i + j] = -INFINITY;
+        if (at + j >= width) continue;
+        own[i + j] = tempered(raw[j], temperature);
+        finite = finite && isfinite(own[i + j]);
+        highest = fmaxf(highest, own[i + j]);
+      }
+    }
+    raise(highest);
+    if (highest == -INFINITY) return;  // none
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) total += __expf(own[i] - largest);
+  }
   // Of all logits of kLanes neighbouring lanes.
   template <int kLanes>
   __device__ __forceinline__ Softmax over_lanes() const {
