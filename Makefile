@@ -57,27 +57,40 @@ benchmark: $(BUILT) $(TEST)
 	$(PY) benchmarks/make_tables.py --update README.md
 	$(PY) benchmarks/make_tables.py --update docs/kernels.md
 
-# Tensors in allocations of their own, so that a read beyond one is seen; first the kernels without
-# torch, in seconds. The tools slow kernels down many times, hence another time limit.
+# ---- compute-sanitizer ----
+# `make -kj4 sanitize` runs the tools side by side and all of them, whatever the first one finds. First
+# the kernels without torch, in seconds; then the tests, with tensors in allocations of their own, so
+# that a read beyond one is seen. The tools slow kernels down many times, hence another time limit.
+COMPUTE_SANITIZER ?= compute-sanitizer
+SANITIZERS := memcheck racecheck initcheck synccheck
 NATIVE := build/native
-sanitize: $(BUILT) $(TEST)
-	export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
-	cmake -S . -B $(NATIVE) -DSIDMLP_NATIVE_TESTS=ON -DSIDMLP_LIBRARY_DIR=$(CURDIR)/$(NATIVE)/lib \
-	  -DPython_EXECUTABLE="$$($(PY) -c 'import sys; print(sys.executable)')" && \
-	cmake --build $(NATIVE) --target decode_check encode_check --parallel
-	for tool in memcheck racecheck initcheck synccheck; do \
-	  echo "compute-sanitizer --tool $$tool"; \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 $(NATIVE)/native/decode_check --small && \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 $(NATIVE)/native/decode_check --small \
-	    --cases 20 && \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 $(NATIVE)/native/encode_check --small || exit 1; \
-	done
-	for tool in memcheck racecheck initcheck synccheck; do \
-	  echo "compute-sanitizer --tool $$tool, pytest"; \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    --kernel-name-exclude kns=at::native $(PY) -m pytest -m sanitize -k "cuda or triton" \
-	    --require-cuda -o timeout=1800 $(ARGS) || exit 1; \
-	done
+CHECKS := $(NATIVE)/decode_check $(NATIVE)/encode_check
+
+sanitize:
+	@command -v $(COMPUTE_SANITIZER) >/dev/null || \
+	  { echo "make sanitize needs compute-sanitizer, which comes with the CUDA toolkit; put it on PATH or name it with COMPUTE_SANITIZER=/usr/local/cuda/bin/compute-sanitizer."; exit 1; }
+	@$(PYTHON) -c 'import ctypes, sys; cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(); sys.exit(cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0)' 2>/dev/null || \
+	  { echo "make sanitize needs an NVIDIA GPU, and the driver finds none here."; exit 1; }
+	$(MAKE) $(SANITIZERS:%=sanitize-%)
+
+sanitize-%: $(BUILT) $(TEST) $(CHECKS)
+	$(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 $(NATIVE)/decode_check --small
+	$(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 $(NATIVE)/decode_check --small --cases 20
+	$(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 $(NATIVE)/encode_check --small
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(COMPUTE_SANITIZER) --tool $* --error-exitcode 1 \
+	  --kernel-name-exclude kns=at::native $(PY) -m pytest -p no:cacheprovider -m sanitize \
+	  -k "cuda or triton" --require-cuda -o timeout=1800 $(ARGS)
+
+# Of the objects that the build above has made; up to date, they are taken as they are, so that they
+# may come from a machine with nvcc.
+$(CHECKS) &: $(SOURCES) $(wildcard tests/native/*.cu tests/native/*.h) | $(BUILT)
+	@export PATH="$(CURDIR)/.venv/bin:$$PATH"; command -v nvcc >/dev/null && command -v cmake >/dev/null || \
+	  { echo "make sanitize builds $(CHECKS) with nvcc and cmake; install them, or bring these files here, newer than the sources."; exit 1; }
+	export PATH="$(CURDIR)/.venv/bin:$$PATH" && \
+	tree=build/cmake-$$($(PY) -c 'import sys; print(sys.implementation.cache_tag)') && \
+	cmake -S . -B $$tree -DSIDMLP_NATIVE_TESTS=ON && \
+	cmake --build $$tree --target decode_check encode_check --parallel && \
+	mkdir -p $(NATIVE) && cp -f $$tree/native/* $(NATIVE)
 
 # ---- from nothing to a built tree ----
 # One clear sentence where the machine lacks something, before minutes are spent on installing.

@@ -109,7 +109,7 @@ def run(options: Options, report: dict[str, Any], write: Callable[[], None], say
                 leave_out(point, str(error))
                 continue
             report["catalogues"][catalogue] = about(contest)
-            models, left = make_models(contest, options)
+            models, left = make_models(contest, options, {other.axis for other in same})
             report["left_out"] += [{"catalogue": catalogue, **gone} for gone in left]
         elif contest is None:
             leave_out(point, f"there is no room for {catalogue}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common import HOST_CLOCK, format_count
+from common import HOST_CLOCK, TWO_LAUNCHES, format_count
 from table_cells import markdown, number_cell, percent_cell, time_cell, times_cell
 
 Report = dict[str, Any]
@@ -59,6 +59,11 @@ def on_gpu(rows: dict[str, Row]) -> dict[str, Row]:
         for name, row in rows.items()
         if row["side"] == "backend" and row.get("timed") != HOST_CLOCK
     }
+
+
+def by_default(rows: dict[str, Row]) -> dict[str, Row]:
+    """Those that a caller gets without asking for a form: they alone are on every axis."""
+    return {name: row for name, row in on_gpu(rows).items() if name != TWO_LAUNCHES}
 
 
 def axis_value(report: Report, axis: str, point: Row) -> int:
@@ -124,7 +129,7 @@ def axis_table(report: Report, axis: str) -> str | None:
     """One row per value and batch: peers, every backend, ratios, users per second."""
     points = axis_points(report, axis)
     rows = [decode_rows(report, point) for point in points]
-    names = list(dict.fromkeys(name for found in rows for name in on_gpu(found)))
+    names = list(dict.fromkeys(name for found in rows for name in by_default(found)))
     if not names:
         return None
     header = [AXES[axis], "batch", "PyTorch, compiled", "STATIC-style", *names]
@@ -163,7 +168,7 @@ def axes_table(report: Report) -> str | None:
     for (axis, value), by_batch in made.items():
         cells = [AXES[axis], value_cell(axis, value)]
         for batch in batches:
-            ours = on_gpu(by_batch.get(batch, {}))
+            ours = by_default(by_batch.get(batch, {}))
             if not ours:
                 cells += ["-"] * 4
                 continue

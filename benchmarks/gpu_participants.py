@@ -1,6 +1,7 @@
 """Who takes part in bench_decode_gpu, and the calls that are timed.
 
     cuda, triton, ..  our backends on "cuda" devices, captured in a CUDA graph
+    cuda, two launches  the first with launches=2, on the axis "batch"
     cpu               our CPU backend on all of the host's cores, called
     compiled          TorchPeer, folded, under torch.compile, captured in a CUDA graph
     autotuned         the same with Inductor's max-autotune

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import gpu_timing as timing
 import torch
+from common import TWO_LAUNCHES
 from decode_checks import Judge, VerificationError
 from decode_variants import Contest, dtype_name
 from gpu_axes import EXTRA_PEERS, Point
 from gpu_options import Clock, Left, Options
-from gpu_participants import COMPILING, Calls, Participant, backend_calls, host_backend, peers
+from gpu_participants import (
+    COMPILING,
+    Calls,
+    Participant,
+    backend_calls,
+    host_backend,
+    peers,
+)
 from gpu_participants import teacher as teacher_of
 from gpu_rows import WARMUP, Entry, add_energy, compare, count_work, timed_rows
 
@@ -21,25 +29,32 @@ from sidmlp_kernels import Recommender
 HOST_BATCHES = (1, 32)
 JUDGED = 8
 
-Models = dict[tuple[str, torch.dtype], Recommender]
+Models = dict[tuple[str, torch.dtype], Recommender]  # by participant
 
 
-def make_models(contest: Contest, options: Options) -> tuple[Models, list[Left]]:
-    """A Recommender for each backend and dtype, and which cannot be and why."""
+def make_models(
+    contest: Contest, options: Options, axes: Collection[str]
+) -> tuple[Models, list[Left]]:
+    """A Recommender for each backend and dtype, and which cannot be and why; with "batch" among the
+    axes one in two launches, too."""
     models: Models = {}
     left: list[Left] = []
-    for backend in options.backends:
+    wanted = [(backend, backend, 1) for backend in options.backends]
+    if "cuda" in options.backends and "batch" in axes:
+        wanted.append((TWO_LAUNCHES, "cuda", 2))
+    for name, backend, launches in wanted:
         for dtype in options.dtypes:
             try:
-                models[backend, dtype] = Recommender(
+                models[name, dtype] = Recommender(
                     contest.student,
                     contest.catalogue,
                     device=options.device,
                     dtype=dtype,
                     backend=backend,
+                    launches=launches,
                 )
             except (ValueError, RuntimeError) as error:
-                left.append({"name": backend, "dtype": dtype_name(dtype), "why": _reason(error)})
+                left.append({"name": name, "dtype": dtype_name(dtype), "why": _reason(error)})
     return models, left
 
 
@@ -85,11 +100,13 @@ def participants(
 ) -> list[Participant]:
     """Everyone at one point, backends first."""
     found = []
-    for (backend, dtype), model in models.items():
+    for (name, dtype), model in models.items():
+        if name == TWO_LAUNCHES and point.axis != "batch":
+            continue
         make = lambda m=model, x=inputs[dtype]: backend_calls(  # noqa: E731
             m, x, mask, options.k, point.num_beams, point.operators
         )
-        found.append(Participant(backend, "backend", dtype, "graph", make))
+        found.append(Participant(name, "backend", dtype, "graph", make))
     for dtype, x in inputs.items():
         if options.host_backend:
             host = host_backend(contest, dtype, point.batch, point.num_beams)
@@ -149,8 +166,8 @@ def host_costs(
 ) -> dict[str, float]:
     """Median microseconds of Python for each call on warm shapes; torch.mul as a yardstick."""
     calls: dict[str, Callable[[], object]] = {}
-    for (backend, dtype), model in models.items():
-        x, suffix = inputs[dtype], f"{backend}-{dtype_name(dtype)}"
+    for (name, dtype), model in models.items():
+        x, suffix = inputs[dtype], f"{name}-{dtype_name(dtype)}"
         operators = backend_calls(model, x, mask, options.k, point.num_beams)
         for operator, call in operators.items():
             calls[f"plan.{operator}-{suffix}"] = call

@@ -56,6 +56,7 @@ class Backend:
     why_not          Sizes -> "" or the reason why it cannot
     encoder_why_not  sizes of an encoder, dtype -> "" or why it has no operator for it
     rather_not       Sizes that it can run -> "" or the reason why another is faster, as a clause
+    two_launches_why_not  Sizes, none None -> "" or why it decodes them in one launch only
     """
 
     name: str
@@ -64,6 +65,7 @@ class Backend:
     why_not: Callable[[Sizes], str]
     encoder_why_not: Callable[[EncoderSpec, torch.dtype], str]
     rather_not: Callable[[Sizes], str] = lambda sizes: ""
+    two_launches_why_not: Callable[[Sizes], str] = lambda sizes: "the cuda backend alone has two"
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,15 @@ def _cuda_rather_not(sizes: Sizes) -> str:
     return plain and f"would take its plain kernel, slower in half precision ({plain})"
 
 
+def _cuda_two_launches_why_not(sizes: Sizes) -> str:
+    from .ops.cuda_kernels import two_launches_why_not  # can be run as a program
+
+    assert sizes.spec is not None
+    assert sizes.dtype is not None
+    assert sizes.num_beams is not None
+    return two_launches_why_not(sizes.spec, sizes.dtype, sizes.num_beams)
+
+
 def _triton_why_not(sizes: Sizes) -> str:
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
@@ -183,7 +194,15 @@ def _triton_encoder_why_not(spec: EncoderSpec, dtype: torch.dtype) -> str:
 
 # In the order of preference of "auto".
 BACKENDS = (
-    Backend("cuda", "cuda", torch.float32, _cuda_why_not, _cuda_encoder_why_not, _cuda_rather_not),
+    Backend(
+        "cuda",
+        "cuda",
+        torch.float32,
+        _cuda_why_not,
+        _cuda_encoder_why_not,
+        _cuda_rather_not,
+        _cuda_two_launches_why_not,
+    ),
     Backend("triton", "cuda", torch.float32, _triton_why_not, _triton_encoder_why_not),
     Backend("cpu", "cpu", torch.float32, _cpu_why_not, _cpu_encoder_why_not),
 )
@@ -219,6 +238,23 @@ def encoder_why_not(name: str, spec: EncoderSpec, dtype: torch.dtype | str) -> s
     Raises ValueError for an unknown name.
     """
     return _by_name(name).encoder_why_not(spec, parse_dtype(dtype))
+
+
+def check_launches(
+    launches: int, name: str, spec: StudentSpec, dtype: torch.dtype, num_beams: int
+) -> None:
+    """ValueError with the reason unless backend `name` decodes these sizes in 1 or 2 launches, as
+    `launches` says."""
+    if launches not in (1, 2):
+        raise ValueError(f"launches: expected 1 or 2, got {launches!r}; pass one of these")
+    if launches == 1:
+        return
+    reason = _by_name(name).two_launches_why_not(Sizes(spec, dtype, num_beams))
+    if reason:
+        raise ValueError(
+            f"launches: expected 1 on backend {name}, got 2 ({reason}); pass 1, which gives the "
+            "same results"
+        )
 
 
 def resolve(

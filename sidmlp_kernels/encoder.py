@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .encoder_weights import with_weights
 from .spec import T5Spec
-from .student import check_weights
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -159,10 +159,7 @@ class T5Encoder(nn.Module):
         """
         with torch.device("meta"):
             encoder = cls(spec)
-        shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-        checked = check_weights(weights, shapes, "encoder weights")
-        encoder.load_state_dict(checked, assign=True)
-        return encoder.requires_grad_(False).eval()
+        return with_weights(encoder, weights)
 
     def position_bias(self, length: int) -> Tensor:
         """What each head adds to the score of key j for query i, fp32 or fp64, [heads, T, T]."""

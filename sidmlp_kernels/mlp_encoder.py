@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .encoder_weights import with_weights
 from .spec import MLPEncoderSpec
-from .student import check_weights
 
 
 class _RoleMLP(nn.Module):
@@ -77,10 +77,7 @@ class MLPEncoder(nn.Module):
         """
         with torch.device("meta"):
             encoder = cls(spec)
-        shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-        checked = check_weights(weights, shapes, "encoder weights")
-        encoder.load_state_dict(checked, assign=True)
-        return encoder.requires_grad_(False).eval()
+        return with_weights(encoder, weights)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids int64 [B, T], mask bool [B, T] (True = a token) -> states [B, T, D].

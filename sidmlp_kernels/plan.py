@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sidmlp_kernels.backends import check_launches
 from sidmlp_kernels.catalogue import CatalogueSnapshot
 from sidmlp_kernels.ops.library import Results, operator
 from sidmlp_kernels.packing import PackedWeights
@@ -66,6 +67,7 @@ class DecodePlan:
     level_weights: tuple[float, ...]
     levels: tuple[LevelPlan, ...]
     isa: str = "auto"
+    launches: int = 1  # of a decode, see make_plan
     chosen: str = ""  # why this backend, see sidmlp_kernels.backends; "": not said
     kernel: str = ""  # of the CUDA backend, see sidmlp_kernels.ops.cuda_kernels
     cuts: tuple[Cut, ...] = ()  # of its tensor core kernel, by batch
@@ -89,6 +91,7 @@ class DecodePlan:
             list(self.temperatures),
             list(self.level_weights),
             [int(level.dense) for level in self.levels],
+            self.launches,
             ISAS.index(self.isa),
         )
         tensors = (list(packed.heads), self.snapshot.trie_tensors(packed.device))
@@ -200,7 +203,7 @@ class DecodePlan:
     def __str__(self) -> str:
         lines = [
             f"backend {self.backend}, {self.packed.dtype}, {self.packed.device}, isa {self.isa}, "
-            f"{self.num_beams} beams, k {self.k}, {self.normalisation}, "
+            f"launches {self.launches}, {self.num_beams} beams, k {self.k}, {self.normalisation}, "
             f"catalogue version {self.snapshot.version}",
             *([f"chosen: {self.chosen}"] if self.chosen else []),
             *([str(self.encoder)] if self.encoder is not None else []),
@@ -231,6 +234,7 @@ def make_plan(
     level_weights: Sequence[float],
     normalisation: str = "children",
     isa: str = "auto",
+    launches: int = 1,
     chosen: str = "",
     encoder: EncoderPlan | None = None,
 ) -> DecodePlan:
@@ -239,7 +243,12 @@ def make_plan(
     The caller has checked its arguments (`Recommender` does). isa: "auto", or the CPU instruction
     set to force, one of ISAS (the operator raises RuntimeError where it is missing).
     chosen: why this backend, for the printed plan. encoder: what makes the states, for `print`.
+
+    launches: 1, or 2 for the CUDA backend's tensor core kernels: the users' first stage in a launch
+    of its own, for many users at a time, then the levels; the same bits. Nothing chooses 2 by
+    itself. Raises ValueError with the reason where a decode has no two launches.
     """
+    check_launches(launches, backend, packed.spec, packed.dtype, num_beams)
     levels = []
     cuts: tuple[Cut, ...] = ()
     most_sparse, kernel = DENSE_FAN_OUT[backend], ""
@@ -249,7 +258,7 @@ def make_plan(
 
         sizes = (packed.spec, packed.dtype, num_beams)
         plain = tensor_cores_why_not(*sizes)
-        kernel, cuts = "tensor cores", tensor_core_cuts(*sizes)
+        kernel, cuts = "tensor cores", tensor_core_cuts(*sizes, launches)
         if plain:
             most_sparse, kernel = DENSE_FAN_OUT["cuda, plain"], f"plain ({plain})"
     statistics = snapshot.statistics()
@@ -282,6 +291,7 @@ def make_plan(
         tuple(level_weights),
         tuple(levels),
         isa,
+        launches,
         chosen,
         kernel,
         cuts,

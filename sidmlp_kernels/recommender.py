@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .backends import resolve, why_not
+from .backends import check_launches, resolve, why_not
 from .batching import Batch, describe, flatten_ids, make_batch
 from .catalogue import Catalogue, CatalogueSnapshot
 from .encoder import T5Encoder
@@ -70,11 +70,13 @@ def load(
     dtype: torch.dtype | str = "auto",
     backend: str = "auto",
     encoder_form: str = "auto",
+    launches: int = 1,
 ) -> Recommender:
     """A Recommender from a checkpoint directory or a Hugging Face hub id.
 
     device, dtype ("float32", "bfloat16", "float16" or a torch.dtype), backend and encoder_form
-    ("throughput", "torch", ..: see sidmlp_kernels.encoder_plan) may be "auto".
+    ("throughput", "torch", ..: see sidmlp_kernels.encoder_plan) may be "auto". launches: see
+    Recommender.
     Raises ValueError for a damaged checkpoint and for what cannot run here (see
     sidmlp_kernels.checkpoint and sidmlp_kernels.backends).
     """
@@ -89,6 +91,7 @@ def load(
         tokens=found.tokens,
         decode=found.decode,
         encoder_form=encoder_form,
+        launches=launches,
     )
 
 
@@ -103,6 +106,9 @@ class Recommender:
     tokens   how histories become ids; None: TokenSpec.for_codes(codes_per_level)
     decode   defaults of a call; None: DecodeSpec.for_levels(L)
     encoder_form  how the encoder runs, see sidmlp_kernels.encoder_plan
+    launches  2: decodes in two launches instead of one, with the same results; a large batch may
+             gain (docs/kernels.md). On the cuda backend's tensor cores alone, and never chosen by
+             itself; memory of 4 (L H + C_1) bytes a request
 
     Any number of threads may use one Recommender. Raises ValueError where the parts do not fit each
     other, where a weight overflows in `dtype`, and where nothing here can run them.
@@ -120,6 +126,7 @@ class Recommender:
         tokens: TokenSpec | None = None,
         decode: DecodeSpec | None = None,
         encoder_form: str = "auto",
+        launches: int = 1,
     ) -> None:
         _check_type(student, "student", Student)
         _check_type(catalogue, "catalogue", Catalogue)
@@ -147,6 +154,8 @@ class Recommender:
         beams = self.defaults.num_beams
         choice = resolve(backend, device, dtype, spec=student.spec, num_beams=beams)
         self._asked = backend
+        self._launches = launches
+        check_launches(launches, choice.backend.name, student.spec, choice.dtype, beams)
         self.backend, self.device, self.dtype = choice.backend.name, choice.device, choice.dtype
         student.check_cast(self.dtype)
         if self._module is not None:
@@ -239,6 +248,7 @@ class Recommender:
             snapshot,
             backend,
             **settings._asdict(),
+            launches=self._launches,
             chosen=chosen,
             encoder=self._encoder,
         )

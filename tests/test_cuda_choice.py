@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidmlp_kernels.ops.cuda_kernels import tensor_core_cuts, tensor_cores_why_not
+from sidmlp_kernels.ops.cuda_kernels import (
+    tensor_core_cuts,
+    tensor_cores_why_not,
+    two_launches_why_not,
+)
 from sidmlp_kernels.spec import PUBLISHED, StudentSpec
+from sidmlp_kernels.trie import host_library
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 16, 17, 32, 33, 64, 65, 264, 265, 4096, 100_000)  # kBatches in shape_answers.cpp
@@ -82,11 +87,17 @@ def questions() -> str:
 def said(spec: StudentSpec, dtype: torch.dtype, beams: int) -> str:
     """The host module's answer in the words of shape_answers."""
     reason = tensor_cores_why_not(spec, dtype, beams)
-    cuts = tensor_core_cuts(spec, dtype, beams)
-    assert bool(reason) == (not cuts)
-    if reason:
-        return reason
-    taken = [next(cut for cut in cuts if batch <= cut.most_requests) for batch in BATCHES]
+    taken = []
+    for launches in (1, 2):
+        cuts = tensor_core_cuts(spec, dtype, beams, launches)
+        if reason:
+            assert not cuts
+            return reason
+        assert cuts or launches == 2
+        if not cuts:
+            assert two_launches_why_not(spec, dtype, beams)
+            break
+        taken += [next(cut for cut in cuts if batch <= cut.most_requests) for batch in BATCHES]
     return "".join(f"{cut.cluster}/{cut.group} " for cut in taken)
 
 
@@ -157,10 +168,14 @@ def test_every_width_fits_with_many_beams_and_codes() -> None:
 
 
 def test_levels_are_counted() -> None:
-    from sidmlp_kernels.trie import host_library
-
     sizes = {"half": True, "dim": 128, "hidden_dim": 512, "blocks_per_head": 1, "num_beams": 50}
     for codes in ((), (4,) * 9):
         for ask in (host_library().tensor_cores_why_not, host_library().tensor_core_cuts):
             with pytest.raises(ValueError, match=f"codes_per_level: expected 1..8 .* {len(codes)}"):
                 ask(**sizes, codes_per_level=codes)
+
+
+def test_launches_are_one_or_two() -> None:
+    sizes = {"half": True, "dim": 128, "hidden_dim": 512, "blocks_per_head": 1, "num_beams": 50}
+    with pytest.raises(ValueError, match="launches: expected 1 or 2, got 3"):
+        host_library().tensor_core_cuts(**sizes, codes_per_level=(256,) * 4, launches=3)

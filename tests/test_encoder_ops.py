@@ -245,7 +245,11 @@ def recommend_call(kind: str, dtype: torch.dtype = torch.float32) -> dict[str, A
     exclude_ids, exclude_offsets = exclude_tensors(problem.exclude, "cpu")
     names = ("sizes", "layer_norm_eps", "k", "num_beams", "codebook", "temperatures")
     rest = dict(
-        zip((*names, "level_weights", "level_modes", "isa"), plan._decode_args, strict=True)
+        zip(
+            (*names, "level_weights", "level_modes", "launches", "isa"),
+            plan._decode_args,
+            strict=True,
+        )
     )
     return {
         "ids": ids,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from benchmark_scripts import GPU_SCRIPTS, SIZES, pretend_gpu, scripts
 
+from sidmlp_kernels import Recommender
 from sidmlp_kernels.plan import DecodePlan
 from sidmlp_kernels.testing import make_problem
 
@@ -79,6 +80,34 @@ def test_a_rehearsal_reports_every_point(rehearsal: SimpleNamespace, tmp_path: P
             if row["side"] == "backend":
                 assert set(row["times_faster_than"]) == {"graph", "eager", "reference"}
         assert ("host_us" in point) == (point["batch"] == 1)
+
+
+def test_two_launches_take_part_on_the_axis_batch(
+    rehearsal: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU backend in place of cuda, as which it is asked for."""
+    made = []
+
+    def recommender(*parts: Any, backend: str, launches: int, **options: Any) -> Any:
+        made.append((backend, launches))
+        return Recommender(*parts, backend="cpu", **options)
+
+    monkeypatch.setattr(rehearsal.gpu_points, "Recommender", recommender)
+    changes = {"backends": ("cuda",), "dtypes": (torch.bfloat16,), "batches": (2,)}
+    changes |= {"catalogues": ("amazon14_beauty",), "axes": ("batch", "items"), "items": (300,)}
+    report = rehearse(rehearsal, **changes)
+    assert made == [("cuda", 1), ("cuda", 2), ("cuda", 1)], "none for the other catalogue"
+    names = {p["axis"]: {r["name"] for r in p["variants"]} for p in report["results"]}
+    peers = {"graph", "eager", "reference"}
+    assert names == {
+        "batch": peers | {"cuda", "cuda, two launches"},
+        "items": {"reference", "cuda"},
+    }
+    tables = rehearsal.gpu_tables.decode_gpu_tables(report)
+    header = tables["decode-gpu-states"].splitlines()[2]
+    assert header.startswith("| batch | PyTorch, compiled | cuda | cuda, two launches |")
+    for name in ("decode-gpu-axes", "decode-gpu-items"):
+        assert "two launches" not in tables[name]
 
 
 def test_what_cannot_run_is_left_out_with_its_reason(

@@ -1,4 +1,4 @@
-"""tests/native/decode_check.cu, which `make sanitize` builds and runs on a GPU, compiles."""
+"""The programs of tests/native that `make sanitize` builds and runs on a GPU compile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def cuda_headers() -> Path | None:
     return next((include for include in found if (include / "cuda_fp16.h").exists()), None)
 
 
-def test_decode_check_compiles() -> None:
+@pytest.mark.parametrize("program", ["decode_check", "encode_check"])
+def test_compiles(program: str) -> None:
     """As C++ and without code generation, in seconds: it holds no device code."""
     include = cuda_headers()
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
@@ -28,6 +29,6 @@ def test_decode_check_compiles() -> None:
         pytest.skip("no CUDA toolkit, or no C++ compiler, is installed")
     command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
     command += ["-I", "csrc", "-I", "tests", "-isystem", str(include), "-x", "c++"]
-    command += ["tests/native/decode_check.cu"]
+    command += [f"tests/native/{program}.cu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -51,6 +51,7 @@ def arguments(
         "temperatures": [1.0, 0.5, 2.0],
         "level_weights": [1.0, -1.0, 0.5],
         "level_modes": [1, 0, 1],
+        "launches": 1,
         "isa": 0,
     }
     return {
@@ -253,6 +254,9 @@ DECODE_FAULTS: dict[str, tuple[Change, str]] = {
     "many weights": (swap("level_weights", [1.0] * 4), "level_weights"),
     "weight infinite": (swap("level_weights", [1.0, 1e39, 1.0]), "level_weights"),
     "few modes": (swap("level_modes", [1, 1]), "level_modes"),
+    "launches 0": (swap("launches", 0), "launches"),
+    "launches 2 of two blocks": (swap("launches", 2), "launches"),
+    "launches huge": (swap("launches", 2**40 + 2), "launches"),
     "mode 2": (swap("level_modes", [1, 2, 0]), "level_modes"),
     "exclusion without offsets": (swap("exclude_offsets", None), "exclude_offsets"),
     "exclusion without ids": (swap("exclude_ids", None), "exclude_ids"),

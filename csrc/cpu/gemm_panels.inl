@@ -2,7 +2,8 @@
 //
 // The inner index is the outer loop of a panel: 64 x 64 weights stay in the first-level cache while
 // every row passes over them. The additions of an output, and so its bits, are those of
-// gemm_accumulate.
+// gemm_accumulate, but where the processor multiplies pairs of bfloat16: there x is rounded to
+// bfloat16 and its products are added two by two.
 
 namespace {
 

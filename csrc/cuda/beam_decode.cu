@@ -6,6 +6,7 @@
 //
 // The plain form, for every size: thought bound (not profiled) by dependent loads and barriers, of
 // which two blocks of a multiprocessor hide some of each other's.
+#include <algorithm>
 #include <climits>
 
 #include "cuda/beam.cuh"
@@ -92,6 +93,17 @@ BeamDecodeLayout layout_of(const BeamDecodeProblem& problem) {
 }  // namespace
 
 cudaError_t prepare(BeamDecode& op) {
+  if (op.launches == 2) {
+    if (sm90::two_launches_why_not(op.problem) != nullptr) return cudaErrorNotSupported;
+    op.tensor_cores = true;
+    op.first_stage = sm90::first_stage_shape(op.problem);
+    op.tensor_core = sm90::shape_of(op.problem, 2);
+    const int64_t blocks = sm90::num_blocks(op.problem, op.tensor_core);
+    if (std::max(blocks, sm90::num_blocks(op.problem, op.first_stage)) > INT_MAX)
+      return cudaErrorInvalidConfiguration;
+    op.shape = {static_cast<int>(blocks), sm90::first_stage_bytes(op.problem, op.first_stage)};
+    return cudaSuccess;
+  }
   op.tensor_cores = sm90::why_not(op.problem) == nullptr;
   if (op.tensor_cores) {
     op.tensor_core = sm90::shape_of(op.problem);
@@ -109,6 +121,8 @@ cudaError_t prepare(BeamDecode& op) {
 }
 
 cudaError_t launch(const BeamDecode& op, void* workspace, cudaStream_t stream) {
+  if (op.launches == 2)
+    return sm90::launch(op.problem, op.first_stage, op.tensor_core, workspace, stream);
   if (op.tensor_cores) return sm90::launch(op.problem, op.tensor_core, workspace, stream);
   return launch_kernel(kernel_of(op.problem.heads.dtype), op.problem, op.layout, op.shape,
                        workspace, stream);

@@ -1,7 +1,8 @@
 // The CUDA backend as the rest of the library sees it: no torch, no device code.
 //
 // An operation is prepared on the host (which array lies where, how many blocks, how much
-// workspace), the caller allocates the workspace, and one launch does everything:
+// workspace), the caller allocates the workspace, and one launch (or two, where a decode is asked
+// for that) does everything:
 //
 //     BeamDecode op;  ... fill op.problem ...;  prepare(op);  launch(op, workspace, stream);
 //
@@ -28,9 +29,12 @@ struct LaunchShape {
 
 struct BeamDecode {
   BeamDecodeProblem problem;
-  bool tensor_cores;        // csrc/cuda/sm90 decodes, else the plain kernel
-  sm90::Shape tensor_core;  // with tensor_cores
-  BeamDecodeLayout layout;  // without
+  int launches = 1;  // 2: the first stage of all requests in one of its own, with the same results;
+                     // an error unless sm90::two_launches_why_not is nullptr
+  bool tensor_cores;                  // csrc/cuda/sm90 decodes, else the plain kernel
+  sm90::FirstStageShape first_stage;  // with two launches
+  sm90::Shape tensor_core;            // with tensor_cores
+  BeamDecodeLayout layout;            // without
   LaunchShape shape;
 };
 
@@ -48,7 +52,7 @@ struct LevelLogits {
   LaunchShape shape;
 };
 
-// From op.problem, the other fields.
+// From op.problem and op.launches, the other fields.
 cudaError_t prepare(BeamDecode& op);
 cudaError_t prepare(ContextReadout& op);
 cudaError_t prepare(LevelLogits& op);

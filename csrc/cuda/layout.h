@@ -17,6 +17,11 @@ constexpr int kMaxChunk = 16;  // beams whose heads are computed together
 // Two blocks share a multiprocessor of compute capability 9.0: 228 KB, of which each block loses
 // 1 KB to the system and about 1 KB to fixed variables.
 constexpr int64_t kSharedBytes = 110 * 1024;
+constexpr int kOneBlock = 227 * 1024;  // of a multiprocessor that one block may have
+
+constexpr int round_up(int64_t n, int multiple) {
+  return static_cast<int>((n + multiple - 1) / multiple * multiple);
+}
 
 struct Slot {
   int64_t offset;  // bytes

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <climits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -213,7 +214,9 @@ bool tensor_cores_read(bool half, bool factored, int dim, int num_heads, int hea
 // (most_requests, cluster, group, resident, reason) for each range of batches. A cut that does not
 // fit leaves its range to the one that a launch takes instead.
 py::list tensor_core_cuts(bool half, int dim, int hidden_dim, int blocks_per_head,
-                          const std::vector<int>& codes_per_level, int num_beams) {
+                          const std::vector<int>& codes_per_level, int num_beams, int launches) {
+  if (launches != 1 && launches != 2)
+    throw InputError("launches: expected 1 or 2, got " + std::to_string(launches));
   struct Range {
     int most_requests;
     const cuda::sm90::Cut* cut;
@@ -222,10 +225,10 @@ py::list tensor_core_cuts(bool half, int dim, int hidden_dim, int blocks_per_hea
   auto problem =
       decode_of_sizes(half, dim, hidden_dim, blocks_per_head, codes_per_level, num_beams);
   std::vector<Range> ranges;
-  if (cuda::sm90::why_not(problem) == nullptr) {
-    for (const cuda::sm90::Cut& cut : cuda::sm90::cuts_of(problem)) {
+  if (cuda::sm90::why_not(problem) == nullptr && (launches == 1 || !cuda::sm90::is_wide(problem))) {
+    for (const cuda::sm90::Cut& cut : cuda::sm90::cuts_of(problem, launches)) {
       problem.batch = cut.most_requests;
-      const cuda::sm90::Cut* taken = cuda::sm90::cut_of(problem);
+      const cuda::sm90::Cut* taken = cuda::sm90::cut_of(problem, launches);
       if (ranges.empty() || ranges.back().cut != taken) ranges.push_back({0, taken, false});
       ranges.back().most_requests = cut.most_requests;
       ranges.back().instead |= taken->most_requests != cut.most_requests;
@@ -271,9 +274,10 @@ Raises ValueError for a code out of range, an empty or too large catalogue, a wr
         "Whether the tensor core kernels read out these sizes, where they take the weights.");
   m.def("tensor_core_cuts", &sidmlp::tensor_core_cuts, py::arg("half"), py::arg("dim"),
         py::arg("hidden_dim"), py::arg("blocks_per_head"), py::arg("codes_per_level"),
-        py::arg("num_beams"),
+        py::arg("num_beams"), py::arg("launches") = 1,
         "How batches of these sizes are cut among clusters: (most_requests, cluster, group, "
-        "resident, reason) for each range; [] where the plain kernel decodes.");
+        "resident, reason) for each range, with launches 2 by the second launch; [] where the "
+        "plain kernel decodes.");
   m.def("encode_t5_why_not", &sidmlp::encode_t5_why_not, py::arg("half"), py::arg("dim"),
         py::arg("layers"), py::arg("heads"), py::arg("head_dim"), py::arg("ffn_dim"),
         "Why the CUDA backend has no kernel for a T5 encoder of these sizes, or ''.");

@@ -17,6 +17,6 @@ Results decode_states_cpu(Tensor states, Tensor mask, std::vector<Tensor> readou
                           std::vector<int64_t> sizes, double layer_norm_eps, int64_t k,
                           int64_t num_beams, bool codebook, std::vector<double> temperatures,
                           std::vector<double> level_weights, std::vector<int64_t> level_modes,
-                          int64_t isa);
+                          int64_t launches, int64_t isa);
 
 }  // namespace sidmlp::torch_ops

@@ -179,7 +179,7 @@ Results recommend(Tensor ids, Tensor mask, Tensors encoder, Ints encoder_sizes, 
                   std::optional<Tensor> exclude_ids, std::optional<Tensor> exclude_offsets,
                   Ints sizes, double layer_norm_eps, int64_t k, int64_t num_beams, bool codebook,
                   std::vector<double> temperatures, std::vector<double> level_weights,
-                  Ints level_modes, int64_t isa) {
+                  Ints level_modes, int64_t launches, int64_t isa) {
   STD_TORCH_CHECK(encoder_sizes.size() == 6 || encoder_sizes.size() == 8,
                   "encoder_sizes: expected 8 numbers (of encode_t5) or 6 (of encode_mlp), got ",
                   encoder_sizes.size());
@@ -188,7 +188,7 @@ Results recommend(Tensor ids, Tensor mask, Tensors encoder, Ints encoder_sizes, 
                             : encode_mlp(ids, mask, encoder, encoder_sizes, encoder_eps, form, isa);
   return decode_states_cpu(states, mask, readout, heads, catalogue, exclude_ids, exclude_offsets,
                            sizes, layer_norm_eps, k, num_beams, codebook, temperatures,
-                           level_weights, level_modes, isa);
+                           level_weights, level_modes, launches, isa);
 }
 
 }  // namespace

@@ -39,6 +39,8 @@ void for_each_block(int64_t batch, size_t arena_bytes, const Body& body) {
   });
 }
 
+constexpr const char* kOneLaunch = "two launches are for tensor cores, this is the CPU";
+
 // The exclusion offsets are read as array indices, so a bad one must not leave this function.
 void check_offsets(const ExcludeView& exclude, int64_t batch, const OptionalTensor& ids) {
   if (exclude.offsets == nullptr) return;
@@ -66,8 +68,9 @@ struct Outputs {
 Results beam_decode(Tensor context, Tensors heads, Tensors catalogue, OptionalTensor exclude_ids,
                     OptionalTensor exclude_offsets, Ints sizes, double layer_norm_eps, int64_t k,
                     int64_t num_beams, bool codebook, Floats temperatures, Floats level_weights,
-                    Ints level_modes, int64_t isa) {
+                    Ints level_modes, int64_t launches, int64_t isa) {
   const Place place(context);
+  check_launches(launches, kOneLaunch);
   const Sizes s(sizes);
   STD_TORCH_CHECK(context.dim() == 2, "context: expected [batch, dim], got ",
                   shape_text(shape_of(context)));
@@ -95,8 +98,9 @@ Results decode_states_cpu(Tensor states, Tensor mask, Tensors readout, Tensors h
                           Tensors catalogue, OptionalTensor exclude_ids,
                           OptionalTensor exclude_offsets, Ints sizes, double layer_norm_eps,
                           int64_t k, int64_t num_beams, bool codebook, Floats temperatures,
-                          Floats level_weights, Ints level_modes, int64_t isa) {
+                          Floats level_weights, Ints level_modes, int64_t launches, int64_t isa) {
   const Place place(states);
+  check_launches(launches, kOneLaunch);
   const Sizes s(sizes);
   const StatesView states_v = states_view(s, states, mask, place);
   const int64_t batch = states.size(0);

@@ -1,6 +1,6 @@
 // torch.ops.sidmlp.* on CUDA: checks, outputs and workspace from torch's caching allocator, one
-// launch on the current stream of the tensors' device. Never synchronises. Schemas live in
-// sidmlp_kernels/ops.
+// launch (of a decode two where it is asked for them) on the current stream of the tensors' device.
+// Never synchronises. Schemas live in sidmlp_kernels/ops.
 #include <torch/csrc/stable/library.h>
 
 #include <climits>
@@ -44,7 +44,7 @@ Results decode(cuda::BeamDecode& op, const Sizes& s, const Tensors& heads, const
                const OptionalTensor& exclude_ids, const OptionalTensor& exclude_offsets,
                double layer_norm_eps, int64_t k, int64_t num_beams, bool codebook,
                const Floats& temperatures, const Floats& level_weights, const Ints& level_modes,
-               const Place& place, const char* name) {
+               int64_t launches, const Place& place, const char* name) {
   cuda::BeamDecodeProblem& problem = op.problem;
   const int64_t batch = problem.batch;
   problem.heads = heads_view(s, heads, layer_norm_eps, place);
@@ -57,6 +57,8 @@ Results decode(cuda::BeamDecode& op, const Sizes& s, const Tensors& heads, const
       decode_config(s, k, num_beams, codebook, temperatures, level_weights, level_modes);
   problem.exclude = exclude_view(exclude_ids, exclude_offsets, batch, place);
   problem.num_excluded = exclude_ids ? exclude_ids->numel() : 0;
+  check_launches(launches, launches == 2 ? cuda::sm90::two_launches_why_not(problem) : nullptr);
+  op.launches = static_cast<int>(launches);
 
   Tensor items = empty_cuda({batch, k}, ScalarType::Long, place);
   Tensor scores = empty_cuda({batch, k}, ScalarType::Float, place);
@@ -72,7 +74,7 @@ Results decode(cuda::BeamDecode& op, const Sizes& s, const Tensors& heads, const
 Results beam_decode(Tensor context, Tensors heads, Tensors catalogue, OptionalTensor exclude_ids,
                     OptionalTensor exclude_offsets, Ints sizes, double layer_norm_eps, int64_t k,
                     int64_t num_beams, bool codebook, Floats temperatures, Floats level_weights,
-                    Ints level_modes, int64_t /*isa*/) {
+                    Ints level_modes, int64_t launches, int64_t /*isa*/) {
   const Place place = cuda_place(context, "context");
   const DeviceGuard guard(place.device_index);
   const Sizes s(sizes);
@@ -83,13 +85,13 @@ Results beam_decode(Tensor context, Tensors heads, Tensors catalogue, OptionalTe
   op.problem.context =
       check_as<float>(context, "context", ScalarType::Float, {op.problem.batch, s.dim}, place);
   return decode(op, s, heads, catalogue, exclude_ids, exclude_offsets, layer_norm_eps, k, num_beams,
-                codebook, temperatures, level_weights, level_modes, place, "beam_decode");
+                codebook, temperatures, level_weights, level_modes, launches, place, "beam_decode");
 }
 
 Results decode_states(Tensor states, Tensor mask, Tensors readout, Tensors heads, Tensors catalogue,
                       OptionalTensor exclude_ids, OptionalTensor exclude_offsets, Ints sizes,
                       double layer_norm_eps, int64_t k, int64_t num_beams, bool codebook,
-                      Floats temperatures, Floats level_weights, Ints level_modes,
+                      Floats temperatures, Floats level_weights, Ints level_modes, int64_t launches,
                       int64_t /*isa*/) {
   const Place place = cuda_place(states, "states");
   const DeviceGuard guard(place.device_index);
@@ -101,7 +103,8 @@ Results decode_states(Tensor states, Tensor mask, Tensors readout, Tensors heads
   check_aligned(readout, "readout");
   check_readout_widths(s);
   return decode(op, s, heads, catalogue, exclude_ids, exclude_offsets, layer_norm_eps, k, num_beams,
-                codebook, temperatures, level_weights, level_modes, place, "decode_states");
+                codebook, temperatures, level_weights, level_modes, launches, place,
+                "decode_states");
 }
 
 Tensor context_readout(Tensor states, Tensor mask, Tensors readout, Ints sizes,

@@ -171,6 +171,12 @@ DecodeConfig decode_config(const Sizes& s, int64_t k, int64_t num_beams, bool co
   return config;
 }
 
+void check_launches(int64_t launches, const char* why_not_two) {
+  STD_TORCH_CHECK(launches == 1 || launches == 2, "launches: expected 1 or 2, got ", launches);
+  STD_TORCH_CHECK(launches == 1 || why_not_two == nullptr, "launches: expected 1, got 2 (",
+                  why_not_two, ")");
+}
+
 ExcludeView exclude_view(const std::optional<Tensor>& ids, const std::optional<Tensor>& offsets,
                          int64_t batch, const Place& place) {
   STD_TORCH_CHECK(ids.has_value() == offsets.has_value(),

@@ -29,6 +29,8 @@ DecodeConfig decode_config(const Sizes&, int64_t k, int64_t num_beams, bool code
                            const std::vector<double>& temperatures,
                            const std::vector<double>& level_weights,
                            const std::vector<int64_t>& level_modes);
+// Of a decode, 1 or 2; `why_not_two`: why not 2, or nullptr.
+void check_launches(int64_t launches, const char* why_not_two);
 ExcludeView exclude_view(const std::optional<Tensor>& ids, const std::optional<Tensor>& offsets,
                          int64_t batch, const Place&);
 StatesView states_view(const Sizes&, const Tensor& states, const Tensor& mask, const Place&);

@@ -39,6 +39,9 @@ Lists and numbers, in the order that the makers fix:
     level_modes      per level 0 (logits of children only) or 1 (of every code); never changes a bit
                      where activations are float32, elsewhere a dense level uses tensor cores and
                      may round otherwise, the same in every batch
+    launches         of a decode on CUDA: 1, or 2, which has the bits of 1 and takes workspace of
+                     4 (L H + C_1) bytes a request; tensor core kernels alone have it. Other
+                     backends take 1
     form             of an encoder: 1, 2, 4 or 8 thread blocks share a request, 0 chosen by batch;
                      forms differ by roundings. The CPU has one form
     isa              CPU only: 0 auto, 1 plain, 2 AVX2, 3 AVX-512, 4 AVX-512 with products of

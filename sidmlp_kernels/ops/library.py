@@ -22,7 +22,7 @@ _MODEL = "int[] sizes, float layer_norm_eps"
 _DECODE = (
     "Tensor[] heads, Tensor[] catalogue, Tensor? exclude_ids, Tensor? exclude_offsets, "
     f"{_MODEL}, int k, int num_beams, bool codebook, float[] temperatures, float[] level_weights, "
-    "int[] level_modes, int isa"
+    "int[] level_modes, int launches, int isa"
 )
 _RESULTS = "(Tensor items, Tensor scores, Tensor codes, Tensor counts)"
 _ENCODER = f"Tensor ids, Tensor mask, Tensor[] encoder, {_MODEL}, int form, int isa"
@@ -69,38 +69,26 @@ def _fake(name: str) -> Callable[[Fake], Fake]:
     return register
 
 
-def _fake_results(batch_of: Tensor, sizes: list[int], k: int) -> Results:
-    batch, levels = batch_of.shape[0], sizes[0]
-    return (
-        batch_of.new_empty((batch, k), dtype=torch.int64),
-        batch_of.new_empty((batch, k), dtype=torch.float32),
-        batch_of.new_empty((batch, k, levels), dtype=torch.int32),
-        batch_of.new_empty((batch,), dtype=torch.int32),
-    )
+def _fake_results(operator_name: str) -> None:
+    """The fake of an operator with _RESULTS, whose first tensor has a row for each request."""
+    schema = getattr(torch.ops.sidmlp, operator_name).default._schema
+    names = [argument.name for argument in schema.arguments]
+
+    @_fake(operator_name)
+    def results(*args: Any, **kwargs: Any) -> Results:
+        given = dict(zip(names, args, strict=False), **kwargs)
+        rows, k, levels = given[names[0]], given["k"], given["sizes"][0]
+        batch = rows.shape[0]
+        return (
+            rows.new_empty((batch, k), dtype=torch.int64),
+            rows.new_empty((batch, k), dtype=torch.float32),
+            rows.new_empty((batch, k, levels), dtype=torch.int32),
+            rows.new_empty((batch,), dtype=torch.int32),
+        )
 
 
-@_fake("beam_decode")
-def _beam_decode_fake(
-    context, heads, catalogue, exclude_ids, exclude_offsets, sizes, layer_norm_eps, k, *_decode
-) -> Results:
-    return _fake_results(context, sizes, k)
-
-
-@_fake("decode_states")
-def _decode_states_fake(
-    states,
-    mask,
-    readout,
-    heads,
-    catalogue,
-    exclude_ids,
-    exclude_offsets,
-    sizes,
-    layer_norm_eps,
-    k,
-    *_decode,
-) -> Results:
-    return _fake_results(states, sizes, k)
+for _name in ("beam_decode", "decode_states", "recommend"):
+    _fake_results(_name)
 
 
 @_fake("context_readout")
@@ -118,27 +106,6 @@ def _level_logits_fake(context, prefix_codes, heads, sizes, layer_norm_eps, isa)
 @_fake("encode_mlp")
 def _encode_fake(ids, mask, encoder, sizes, layer_norm_eps, form, isa) -> Tensor:
     return ids.new_empty((*ids.shape, sizes[1]), dtype=encoder[0].dtype)
-
-
-@_fake("recommend")
-def _recommend_fake(
-    ids,
-    mask,
-    encoder,
-    encoder_sizes,
-    encoder_eps,
-    form,
-    readout,
-    heads,
-    catalogue,
-    exclude_ids,
-    exclude_offsets,
-    sizes,
-    layer_norm_eps,
-    k,
-    *_decode,
-) -> Results:
-    return _fake_results(ids, sizes, k)
 
 
 def operator(name: str, backend: str) -> Any:

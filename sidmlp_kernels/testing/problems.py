@@ -93,6 +93,7 @@ class Problem:
         *,
         device: torch.device | str = "cpu",
         isa: str = "auto",
+        launches: int = 1,
         dense: Sequence[bool] | None = None,
     ) -> DecodePlan:
         """How `backend` decodes this problem. `dense` overrides the plan's choice level by level
@@ -115,6 +116,7 @@ class Problem:
             level_weights=self.settings.level_weights,
             normalisation=self.settings.normalisation,
             isa=isa,
+            launches=launches,
         )
         if dense is None:
             return plan

@@ -258,6 +258,11 @@ std::string run_case(const Case& sizes, bool self_test, double* worst) {
   const int last = sizes.batch - 1;
   faults += differences(cuda->decode(false, last, 1), row_of(ours, problem, last),
                         "the last request alone");
+  if (cuda->takes_two_launches()) {
+    faults += differences(cuda->decode(false, 0, sizes.batch, 2), ours, "in two launches");
+    faults += differences(cuda->decode(true, last, 1, 2), row_of(ours, problem, last),
+                          "in two launches, the last request alone, with a workspace of NaNs");
+  }
   return faults + faults_of_parts(problem, *cuda, cpu);
 }
 

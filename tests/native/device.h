@@ -1,62 +1,15 @@
-// The CUDA kernels of csrc/cuda on one problem. Every array is an allocation of its own, as long as
-// the array and no longer, so that compute-sanitizer sees an access beyond it. Results begin as
-// garbage.
+// The CUDA kernels of csrc/cuda on one problem. Results begin as garbage.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "cuda/launch.h"
+#include "native/device_arrays.h"
 #include "native/judge.h"
 
 namespace sidmlp::native {
-
-inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " +
-                             cudaGetErrorString(error));
-}
-
-// Device memory; freed with its last owner.
-class DeviceArrays {
- public:
-  DeviceArrays() = default;
-  DeviceArrays(const DeviceArrays&) = delete;
-  DeviceArrays& operator=(const DeviceArrays&) = delete;
-  ~DeviceArrays() {
-    for (void* pointer : pointers_) cudaFree(pointer);
-  }
-
-  void* allocate(size_t bytes) {
-    if (bytes == 0) return nullptr;
-    void* pointer = nullptr;
-    check(cudaMalloc(&pointer, bytes), "cudaMalloc");
-    pointers_.push_back(pointer);
-    return pointer;
-  }
-  void* filled(size_t bytes, int byte) {
-    void* pointer = allocate(bytes);
-    if (bytes > 0) check(cudaMemset(pointer, byte, bytes), "cudaMemset");
-    return pointer;
-  }
-  const void* copy_of(const void* host, size_t bytes) {
-    void* pointer = allocate(bytes);
-    if (bytes > 0) check(cudaMemcpy(pointer, host, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
-    return pointer;
-  }
-
- private:
-  std::vector<void*> pointers_;
-};
-
-template <class T>
-void copy_back(std::vector<T>& host, const void* device) {
-  check(cudaMemcpy(host.data(), device, host.size() * sizeof(T), cudaMemcpyDeviceToHost),
-        "cudaMemcpy");
-}
 
 class CudaDecoder {
  public:
@@ -67,22 +20,11 @@ class CudaDecoder {
 
   // Requests [first, first + batch). poison: the workspace begins as NaN; else it stays as it was
   // allocated, for initcheck to watch.
-  Results decode(bool poison, int first, int batch) const {
+  Results decode(bool poison, int first, int batch, int launches = 1) const {
     const Case& s = problem_.sizes;
     cuda::BeamDecode op{};
-    op.problem.batch = batch;
-    op.problem.heads = views_.heads;
-    op.problem.trie = views_.trie;
-    op.problem.config = problem_.config;
-    op.problem.exclude = views_.exclude;
-    if (views_.exclude.offsets != nullptr) op.problem.exclude.offsets += first;
-    op.problem.num_excluded = problem_.num_excluded;
-    if (problem_.from_states()) {
-      op.problem.readout = views_.readout;
-      op.problem.states = states_from(first);
-    } else {
-      op.problem.context = views_.context + static_cast<int64_t>(first) * s.dim;
-    }
+    op.problem = decode_problem(first, batch);
+    op.launches = launches;
     Results results(problem_);
     const size_t rows = static_cast<size_t>(batch) * s.k;
     results.items.resize(rows);
@@ -102,6 +44,10 @@ class CudaDecoder {
     copy_back(results.codes, op.problem.result.codes);
     copy_back(results.counts, op.problem.result.counts);
     return results;
+  }
+
+  bool takes_two_launches() const {
+    return cuda::sm90::two_launches_why_not(decode_problem(0, 1)) == nullptr;
   }
 
   std::vector<float> contexts() const {
@@ -137,6 +83,25 @@ class CudaDecoder {
   }
 
  private:
+  // Without results.
+  cuda::BeamDecodeProblem decode_problem(int first, int batch) const {
+    cuda::BeamDecodeProblem decode{};
+    decode.batch = batch;
+    decode.heads = views_.heads;
+    decode.trie = views_.trie;
+    decode.config = problem_.config;
+    decode.exclude = views_.exclude;
+    if (views_.exclude.offsets != nullptr) decode.exclude.offsets += first;
+    decode.num_excluded = problem_.num_excluded;
+    if (problem_.from_states()) {
+      decode.readout = views_.readout;
+      decode.states = states_from(first);
+    } else {
+      decode.context = views_.context + static_cast<int64_t>(first) * problem_.sizes.dim;
+    }
+    return decode;
+  }
+
   StatesView states_from(int first) const {
     StatesView view = views_.states;
     const int64_t tokens = static_cast<int64_t>(first) * view.tokens;

@@ -2,7 +2,8 @@
 // csrc/cuda/sm90/shape.cpp alone, without CUDA's headers, by tests/test_cuda_choice.py.
 //
 // Reads lines "half dim hidden blocks beams levels codes.." and prints for each why the plain
-// kernel decodes, or the cluster and group of each batch in `kBatches`. Fills a problem as
+// kernel decodes, or the cluster and group of each batch in `kBatches`, then those of the second of
+// two launches where there are two. Fills a problem as
 // csrc/torch does, and asks for both operators and several lengths of histories: exit status 1
 // where these decide.
 #include <cstdio>
@@ -22,10 +23,13 @@ constexpr int kTokens[] = {1, 82, 5000};
 std::string answer(BeamDecodeProblem& problem) {
   if (const char* reason = sm90::why_not(problem)) return reason;
   std::string cuts;
-  for (const int64_t batch : kBatches) {
-    problem.batch = batch;
-    const sm90::Shape shape = sm90::shape_of(problem);
-    cuts += std::to_string(shape.cluster) + "/" + std::to_string(shape.group) + " ";
+  for (const int launches : {1, 2}) {
+    if (launches == 2 && sm90::is_wide(problem)) break;
+    for (const int64_t batch : kBatches) {
+      problem.batch = batch;
+      const sm90::Shape shape = sm90::shape_of(problem, launches);
+      cuts += std::to_string(shape.cluster) + "/" + std::to_string(shape.group) + " ";
+    }
   }
   return cuts;
 }

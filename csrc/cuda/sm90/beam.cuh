@@ -6,9 +6,11 @@
 // makes the same cut.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/ptx/cluster.cuh"
-#include "cuda/sm90/candidates.cuh"
 #include "cuda/sm90/hidden.cuh"
+#include "cuda/sm90/items.cuh"
 #include "cuda/sm90/products.cuh"
 #include "cuda/sm90/topk.cuh"
 
@@ -26,29 +28,33 @@ struct BeamState {               // in shared memory
 };
 
 // Beams whose keys are collected at once: ranks [begin, end), of which [first_head, last_head) of
-// `heads` need one. Their keys are stored from `kept` on.
+// `heads` need one. A key's place is its number among all keys of the level, plus `offset`.
 struct Pass {
   int begin, end;
   int first_head, last_head;
-  int kept;
+  int offset;
 };
 
-// Where a pass ends that cannot take all beams from `begin` on: the rank after its last beam, and
-// the index after its last head. Rare, and out of line so that it costs no registers elsewhere.
-__device__ __noinline__ inline int2 pass_ends(const int* first_key, const int* heads, int begin,
-                                              int count, int first_head, int num_heads, int limit,
-                                              int most_heads) {
-  int2 ends{begin, first_head};
-  while (ends.x < count && first_key[ends.x + 1] <= limit) {
-    const bool head = ends.y < num_heads && heads[ends.y] == ends.x;
-    if (head && ends.y - first_head == most_heads) break;
-    ends.y += head;
-    ++ends.x;
+// The pass after `last`, whose keys follow `kept` others: as many beams as have room for their
+// keys, with at most `most_heads` heads. Every thread comes to the same result. Rare, and out of
+// line so that it costs no registers elsewhere.
+__device__ __noinline__ inline Pass next_pass(const BeamState& state, const Shape& shape, Pass last,
+                                              int kept, int count, int most_heads) {
+  Pass pass{last.end, last.end, last.last_head, last.last_head, kept - state.first_key[last.end]};
+  while (pass.end < count && state.first_key[pass.end + 1] + pass.offset <= shape.key_capacity) {
+    const bool head = pass.last_head < state.num_heads && state.heads[pass.last_head] == pass.end;
+    if (head && pass.last_head - pass.first_head == most_heads) break;
+    pass.last_head += head;
+    ++pass.end;
   }
-  return ends;
+  return pass;
 }
 
-template <class W, int kVectors, bool kFull>
+template <class AnySearch>
+__device__ __noinline__ int child_keys_in_passes(AnySearch search, int level, int count, int slot);
+
+// kAlone: the block has a multiprocessor to itself, so a thread twice the registers.
+template <class W, int kVectors, bool kFull, bool kAlone>
 struct Search {
   const BeamDecodeProblem& problem;
   const Shape& shape;
@@ -85,81 +91,81 @@ struct Search {
     for (int i = 0; i < team(); ++i) ptx::store_peer(ptx::peer_address(place, first + i), key);
   }
 
-  __device__ __forceinline__ BeamKey candidate(int level, float score, int rank, int child,
-                                               int ordinal) const {
-    return candidate_key(trie(), state.exclusion, level, score, rank, child, ordinal);
+  __device__ __forceinline__ static BeamKey candidate(float score, int rank, int ordinal) {
+    return isfinite(score)
+               ? make_beam_key(score, static_cast<uint32_t>(rank), static_cast<uint32_t>(ordinal))
+               : kBroken;
   }
 
-  // Keys of the children of up to four beams by one warp, eight lanes a beam; `rank` < 0: none.
-  // logits[code] are of every code; with `listed`, the child's logit lies where its key goes.
+  // Keys of the children of a beam by kLanes lanes, 8 or 32, so of up to four beams by one warp;
+  // `rank` < 0: none. logits[code] are of every code; with `listed`, the child's logit lies where
+  // its key goes. Exponentials are added in the same order whatever kLanes is: child j belongs to
+  // sum j % 32.
+  template <int kLanes>
   __device__ __forceinline__ void offer_children(int level, int rank, int key, const float* logits,
                                                  bool listed, bool shared) const {
-    constexpr int kLanes = 8, kOwn = 4;  // children that a lane keeps
+    constexpr int kOwn = 64 / kLanes;  // children that a lane keeps
+    constexpr int kSums = kWarp / kLanes;
     const int lane = lane_index() % kLanes;
     const Beam* beam = beams(level) + max(rank, 0);
     const int count = rank < 0 ? 0 : beam->children, first_child = beam->first_child;
     const int16_t* codes = trie().codes[level] + first_child;
-    const float temperature = problem.config.temperature[level];
+    const float scale = shape.inverse_temperature[level];
     const BeamKey* own_keys = keys(level) + key;
-    auto tempered = [=](float logit) { return temperature == 1.0f ? logit : logit / temperature; };
     auto logit_of = [=](int j) {
-      return tempered(listed ? *reinterpret_cast<const float*>(own_keys + j)
-                             : logits[__ldg(codes + j)]);
+      return scale *
+             (listed ? *reinterpret_cast<const float*>(own_keys + j) : logits[__ldg(codes + j)]);
     };
     float own[kOwn];
-    bool finite = true;
-    float largest = -INFINITY;
+    float largest = -INFINITY, smallest = INFINITY;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       own[i] = -INFINITY;
       if (lane + kLanes * i < count) {
         own[i] = logit_of(lane + kLanes * i);
-        finite = finite && isfinite(own[i]);
         largest = fmaxf(largest, own[i]);
+        smallest = fminf(smallest, own[i]);
       }
     }
     const bool over_codes = problem.config.codebook;
     const int width = rank < 0 ? 0 : problem.heads.heads[level].num_codes;
-    if (over_codes) {
-      for (int c = lane; c < width; c += kLanes) {
-        const float logit = tempered(logits[c]);
-        finite = finite && isfinite(logit);
-        largest = fmaxf(largest, logit);
-      }
-    } else {
-      for (int j = lane + kLanes * kOwn; j < count; j += kLanes) {
-        const float logit = logit_of(j);
-        finite = finite && isfinite(logit);
-        largest = fmaxf(largest, logit);
-      }
+    const int most = over_codes ? width : count;
+    auto value_of = [=](int j) { return over_codes ? scale * logits[j] : logit_of(j); };
+    const int rest = over_codes ? lane : lane + kLanes * kOwn;
+    for (int j = rest; j < most; j += kLanes) {
+      const float logit = value_of(j);
+      largest = fmaxf(largest, logit);
+      smallest = fminf(smallest, logit);
     }
     __syncwarp();
 #pragma unroll
     for (int distance = kLanes / 2; distance > 0; distance /= 2)
       largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, distance));
-    float total = 0.0f;
-    if (over_codes) {
-      for (int c = lane; c < width; c += kLanes) total += __expf(tempered(logits[c]) - largest);
-    } else {
+    float sums[kSums] = {};
+    if (!over_codes) {
 #pragma unroll
       for (int i = 0; i < kOwn; ++i)
-        if (lane + kLanes * i < count) total += __expf(own[i] - largest);
-      for (int j = lane + kLanes * kOwn; j < count; j += kLanes)
-        total += __expf(logit_of(j) - largest);
+        if (lane + kLanes * i < count) sums[i % kSums] += __expf(own[i] - largest);
     }
+    for (int begin = rest; begin < most; begin += kWarp) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i)
+        if (begin + kLanes * i < most) sums[i] += __expf(value_of(begin + kLanes * i) - largest);
+    }
+    float total = sums[0];
+    if constexpr (kSums == 4) total = (sums[0] + sums[2]) + (sums[1] + sums[3]);
     __syncwarp();
+    // A logit of -inf is lost in the sum, any other that is not finite makes it NaN.
+    if (smallest == -INFINITY) total = NAN;
 #pragma unroll
     for (int distance = kLanes / 2; distance > 0; distance /= 2)
       total += __shfl_xor_sync(kAllLanes, total, distance);
-    const unsigned wrong = __ballot_sync(kAllLanes, !finite) >> (lane_index() & ~(kLanes - 1));
-    finite = (wrong & ((1u << kLanes) - 1)) == 0;
     const float log_total = __logf(total), score = beam->score;
     const float weight = problem.config.level_weight[level];
     auto offer = [&](int j, float logit) {
       const float log_probability = fmaxf((logit - largest) - log_total, -kLargestFinite);
       const float sum = fmaf(weight, log_probability, score);
-      store_key(level, key + j, finite ? candidate(level, sum, rank, first_child + j, j) : kBroken,
-                shared);
+      store_key(level, key + j, total > 0.0f ? candidate(sum, rank, j) : kBroken, shared);
     };
 #pragma unroll
     for (int i = 0; i < kOwn; ++i)
@@ -170,17 +176,44 @@ struct Search {
 
   // ---- cuts ----
 
+  // Takes leaves without an item that may be recommended off the `count` keys of the last level.
+  // Between barriers.
+  __device__ __forceinline__ void bar_leaves(int level, int count) const {
+    const Beam* from = beams(level);
+    BeamKey* list = keys(level);
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+      const BeamKey key = list[i];
+      if (key == kNoKey || key == kBroken) continue;
+      const int parent = static_cast<int>(key_parent_rank(key));
+      const int leaf = from[parent].first_child + static_cast<int>(key_ordinal(key));
+      if (!leaf_allowed(trie(), state.exclusion, leaf)) list[i] = kNoKey;
+    }
+  }
+
   // Makes the best of `count` keys the beams of the next level; returns how many.
   __device__ __forceinline__ int advance(int level, int count, int slot) const {
     const Beam* from = beams(level);
     Beam* to = beams(level + 1);
+    const int next = level + 1;
+    const bool leaves = next == trie().num_levels;
     const int found =
         best_keys(top(), keys(level), count, problem.config.num_beams, [&](int rank, BeamKey key) {
           if (key == kBroken) {
             state.broken[slot % 2] = 1;
             return;
           }
-          become_beam(trie(), level, from, key, to[rank]);
+          const int parent = static_cast<int>(key_parent_rank(key));
+          const int32_t node = from[parent].first_child + static_cast<int32_t>(key_ordinal(key));
+          Prefix prefix{from[parent].prefix};
+          prefix.set(level, __ldg(trie().codes[level] + node));
+          to[rank].score = key_score(key);
+          to[rank].node = node;
+          if (!leaves) {
+            const int32_t begin = __ldg(trie().child_begin[next] + node);
+            to[rank].first_child = begin;
+            to[rank].children = __ldg(trie().child_begin[next] + node + 1) - begin;
+          }
+          to[rank].prefix = prefix.words;
         });
     return state.broken[slot % 2] ? 0 : found;
   }
@@ -192,28 +225,30 @@ struct Search {
     Beam& from = *beams(0);
     const int tid = static_cast<int>(threadIdx.x), lane = lane_index();
     const int width = problem.heads.heads[0].num_codes, count = trie().num_nodes[0];
-    const float temperature = problem.config.temperature[0];
-    const float weight = problem.config.level_weight[0];
-    auto tempered = [=](float logit) { return temperature == 1.0f ? logit : logit / temperature; };
+    const int16_t* codes = trie().codes[0];
+    const int first_code = tid < count ? __ldg(codes + tid) : 0;  // on its way meanwhile
+    const float scale = shape.inverse_temperature[0], weight = problem.config.level_weight[0];
     if (tid == 0) {
       from.first_child = 0;
       from.prefix = uint4{0, 0, 0, 0};
     }
-    bool finite = true;  // every warp for itself: cheaper than a barrier
-    float largest = -INFINITY, total = 0.0f;
+    // Every warp for itself: cheaper than a barrier.
+    float largest = -INFINITY, smallest = INFINITY, total = 0.0f;
     for (int c = lane; c < width; c += kWarp) {
-      const float logit = tempered(logits[c]);
-      finite = finite && isfinite(logit);
+      const float logit = scale * logits[c];
       largest = fmaxf(largest, logit);
+      smallest = fminf(smallest, logit);
     }
     largest = warp_max(largest);
-    for (int c = lane; c < width; c += kWarp) total += __expf(tempered(logits[c]) - largest);
-    const float log_total = __logf(warp_sum(total));
-    finite = __all_sync(kAllLanes, finite);
+    for (int c = lane; c < width; c += kWarp) total += __expf(scale * logits[c] - largest);
+    if (smallest == -INFINITY) total = NAN;  // any other that is not finite makes it NaN anyway
+    total = warp_sum(total);
+    const float log_total = __logf(total);
     for (int j = tid; j < count; j += kThreads) {
-      const float logit = tempered(logits[__ldg(trie().codes[0] + j)]);
-      const float log_probability = fmaxf((logit - largest) - log_total, -kLargestFinite);
-      store_key(0, j, finite ? candidate(0, weight * log_probability, 0, j, j) : kBroken, false);
+      const int code = j == tid ? first_code : __ldg(codes + j);
+      const float log_probability =
+          fmaxf((scale * logits[code] - largest) - log_total, -kLargestFinite);
+      store_key(0, j, total > 0.0f ? candidate(weight * log_probability, 0, j) : kBroken, false);
     }
     return count;
   }
@@ -251,40 +286,30 @@ struct Search {
     __syncthreads();
   }
 
-  // How far a pass gets that begins where `last` ended. Every thread comes to the same result.
-  __device__ __forceinline__ Pass next_pass(const Pass& last, int kept, int count,
-                                            int most_heads) const {
-    Pass pass{last.end, count, last.last_head, state.num_heads, kept};
-    const int limit = state.first_key[pass.begin] + shape.key_capacity - kept;
-    if (state.first_key[count] <= limit && pass.last_head - pass.first_head <= most_heads)
-      return pass;
-    const int2 ends = pass_ends(state.first_key, state.heads, pass.begin, count, pass.first_head,
-                                state.num_heads, limit, most_heads);
-    pass.end = ends.x;
-    pass.last_head = ends.y;
-    return pass;
-  }
-
   __device__ __forceinline__ int key_of(const Pass& pass, int rank) const {
-    return state.first_key[rank] - state.first_key[pass.begin] + pass.kept;
+    return state.first_key[rank] + pass.offset;
   }
 
-  // Only children, by every block of a team for itself.
+  // Only children, by every block of a team for itself and by its last warps, which have the
+  // fewest rows.
   __device__ __forceinline__ void only_keys(int level, const Beam* from, const Pass& pass) const {
-    const int rank = pass.begin + static_cast<int>(threadIdx.x);
+    const int rank = pass.begin + kThreads - 1 - static_cast<int>(threadIdx.x);
     if (problem.config.codebook || rank >= pass.end || from[rank].children != 1) return;
-    store_key(level, key_of(pass, rank),
-              candidate(level, from[rank].score, rank, from[rank].first_child, 0), false);
+    store_key(level, key_of(pass, rank), candidate(from[rank].score, rank, 0), false);
   }
 
   __device__ __forceinline__ const float* first_part(int level) const {
     return first + level * hidden();
   }
 
-  // Logits of every code for `count` rows: hidden rows in shared memory -> logits there.
+  // Logits of every code for `count` rows: hidden rows in shared memory -> logits there. Begins
+  // with the barrier that publishes the rows, behind the first loads of weights.
   template <int kRowTiles>
   __device__ __forceinline__ void row_logits(int level, int count) const {
-    constexpr int kCodeTiles = 4, kCodes = 8 * kCodeTiles, kUnroll = kFull ? 4 : 1;
+    constexpr int kCodeTiles = 4, kCodes = 8 * kCodeTiles;
+    constexpr int kAhead = kAlone && kFull ? 4 : 2;  // steps whose weights are on their way
+    // Without a loop at the published width, which costs fewer registers than a short one.
+    constexpr int kUnroll = kFull ? 16 / kAhead : 1;
     const HeadView& head = problem.heads.heads[level];
     const int g = lane_index() / 4, t = lane_index() % 4, codes = head.num_codes;
     const int row_bytes = kFull ? hidden_row_bytes(hidden()) : shape.row_bytes;
@@ -295,17 +320,21 @@ struct Search {
       const int code = kCodes * (kWarps * turn + warp_index());
       const bool active = code < codes;
       float sum[kRowTiles][kCodeTiles][4] = {};
+      const CodeTile<W, kCodeTiles> tile(static_cast<const W*>(head.out_weight), hidden(),
+                                         active ? code : 0);
+      uint4 piece[kAhead][kCodeTiles];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) tile.load(piece[i], min(32 * i, hidden() - 32));
+      if (turn == 0) __syncthreads();
       if (active) {
-        const CodeTile<W, kCodeTiles> tile(static_cast<const W*>(head.out_weight), hidden(), code);
-        uint4 now[kCodeTiles], next[kCodeTiles];  // the next weights are on their way meanwhile
-        tile.load(now, 0);
 #pragma unroll kUnroll
-        for (int k = 0; k < hidden(); k += 64) {
-          tile.load(next, min(k + 32, hidden() - 32));
-          multiply_rows<W, kRowTiles, kCodeTiles>(rows, k, now, sum);
-          if (k + 32 >= hidden()) break;
-          tile.load(now, min(k + 64, hidden() - 32));
-          multiply_rows<W, kRowTiles, kCodeTiles>(rows, k + 32, next, sum);
+        for (int k = 0; k < hidden(); k += 32 * kAhead) {
+#pragma unroll
+          for (int i = 0; i < kAhead; ++i) {
+            if (k + 32 * i >= hidden()) break;
+            multiply_rows<W, kRowTiles, kCodeTiles>(rows, k + 32 * i, piece[i], sum);
+            tile.load(piece[i], min(k + 32 * (i + kAhead), hidden() - 32));
+          }
         }
       }
       if (shape.logits_over_hidden) __syncthreads();  // the only turn; rows have been read
@@ -350,6 +379,7 @@ struct Search {
     // goes, so that all of them are on their way at once.
     char* place = memory + shape.hidden + warp_index() * shape.row_bytes;
     const int num_staged = own > kWarps ? 1 : 0;
+    const NormVectors<kVectors, kFull> norm(problem.heads, level);
     if (num_staged > 0) {
 #pragma unroll 1
       for (int row = warp_index(); row < own; row += kWarps)
@@ -362,30 +392,35 @@ struct Search {
 #pragma unroll 1
     for (int row = warp_index(); row < own; row += kWarps) {
       HiddenRow<kVectors, kFull> values;
-      hidden_row<W>(problem.heads, level, first_part(level),
+      hidden_row<W>(problem.heads, level, norm, first_part(level),
                     Prefix{from[heads[row << team_shift]].prefix}, place, 0, num_staged, values);
       __syncwarp();
       for_words<W>(values, hidden(),
                    [&](int at, uint32_t word) { *reinterpret_cast<uint32_t*>(place + at) = word; });
       place += kWarps * shape.row_bytes;
     }
-    __syncthreads();
     if (most <= 16) {
       row_logits<1>(level, own);
     } else if (most <= 32) {
       row_logits<2>(level, own);
     } else {
-      row_logits<4>(level, own);
+      row_logits<kMaxRows / 16>(level, own);
     }
     __syncthreads();
     const auto* logits = reinterpret_cast<const float*>(memory + shape.logits);
-#pragma unroll 1
-    for (int base = 4 * warp_index(); base < own; base += 4 * kWarps) {
-      const int row = base + lane_index() / 8;
+    const auto offer = [&](auto lanes, int row) {
       const int rank = row < own ? heads[row << team_shift] : -1;
-      offer_children(level, rank, key_of(pass, max(rank, pass.begin)),
-                     logits + row * shape.logit_stride, false, team_shift > 0);
+      offer_children<decltype(lanes)::value>(level, rank, key_of(pass, max(rank, pass.begin)),
+                                             logits + row * shape.logit_stride, false,
+                                             team_shift > 0);
+    };
+    if (kAlone && own <= kWarps) {
+      offer(std::integral_constant<int, 32>{}, warp_index());
+      return;
     }
+#pragma unroll 1
+    for (int base = 4 * warp_index(); base < own; base += 4 * kWarps)
+      offer(std::integral_constant<int, 8>{}, base + lane_index() / 8);
   }
 
   // Keys of the pass with a dot product per child.
@@ -399,7 +434,8 @@ struct Search {
     // All heads' rows of tables on their way at once, where there are several and room for them.
     const int own_heads = (pass.last_head - pass.first_head + (1 << team_shift) - 1) >> team_shift;
     const int turns = (own_heads + kWarps - 1) / kWarps;
-    const int num_staged = turns > 1 && turns * kWarps * level <= shape.rows ? level : 0;
+    const int num_staged = turns + level > 2 && turns * kWarps * level <= shape.rows ? level : 0;
+    const NormVectors<kVectors, kFull> norm(problem.heads, level);
     char* staged = memory + shape.hidden + warp_index() * level * shape.row_bytes;
     const int staged_step = kWarps * level * shape.row_bytes;
     if (num_staged > 0) {
@@ -419,14 +455,15 @@ struct Search {
         const int rank = state.heads[i], count = from[rank].children;
         const int16_t* codes = trie().codes[level] + from[rank].first_child;
         BeamKey* logits = keys(level) + key_of(pass, rank);
+        int next_code = __ldg(codes + min(lane / 8, count - 1));  // on its way meanwhile
         HiddenRow<kVectors, kFull> values;
-        hidden_row<W>(problem.heads, level, first_part(level), Prefix{from[rank].prefix}, staged,
-                      shape.row_bytes, num_staged, values);
+        hidden_row<W>(problem.heads, level, norm, first_part(level), Prefix{from[rank].prefix},
+                      staged, shape.row_bytes, num_staged, values);
         staged += staged_step;
 #pragma unroll 1
         for (int j = 0; j < count; j += 4) {
-          const int mine = j + lane / 8;
-          const int code = __ldg(codes + min(mine, count - 1));
+          const int mine = j + lane / 8, code = next_code;
+          next_code = __ldg(codes + min(mine + 4, count - 1));
           const float bias = __ldg(head.out_bias + code);
           const W* rows[4];
 #pragma unroll
@@ -439,45 +476,78 @@ struct Search {
         }
       }
       __syncwarp();
-      const int mine = base + lane / 8 * step;
-      const int rank = mine < end ? state.heads[mine] : -1;
-      offer_children(level, rank, key_of(pass, max(rank, pass.begin)), nullptr, true,
-                     team_shift > 0);
+      const auto offer = [&](auto lanes, int mine) {
+        const int rank = mine < end ? state.heads[mine] : -1;
+        offer_children<decltype(lanes)::value>(level, rank, key_of(pass, max(rank, pass.begin)),
+                                               nullptr, true, team_shift > 0);
+      };
+      if (kAlone && turns == 1) {
+        offer(std::integral_constant<int, 32>{}, base);
+      } else {
+        offer(std::integral_constant<int, 8>{}, base + lane / 8 * step);
+      }
+    }
+  }
+
+  __device__ __forceinline__ bool dense(int level) const {
+    return problem.config.codebook || problem.config.level_mode[level] == LevelMode::kDense;
+  }
+
+  __device__ __forceinline__ void pass_keys(int level, const Pass& pass, int team_shift,
+                                            int rank_in_team) const {
+    only_keys(level, beams(level), pass);
+    if (dense(level)) {
+      dense_keys(level, pass, team_shift, rank_in_team);
+    } else {
+      sparse_keys(level, pass, team_shift, rank_in_team);
     }
   }
 
   // Keys of the children of `count` beams of `level` (1 ..); returns how many.
   __device__ __forceinline__ int child_keys(int level, int count, int slot) const {
-    const bool dense =
-        problem.config.codebook || problem.config.level_mode[level] == LevelMode::kDense;
-    const Beam* from = beams(level);
-    look_up(from, count);
-    const int most = dense ? shape.rows : kFewBeams;
+    look_up(beams(level), count);
+    const int found = state.first_key[count];
+    const int most_heads = dense(level) ? shape.rows << shape.team_shift : kFewBeams;
+    Pass pass{0, count, 0, state.num_heads, 0};
+    const bool one_pass = found <= shape.key_capacity && pass.last_head <= most_heads;
+    // The rest is rare. Out of line it costs a block that is alone nothing, another one registers
+    // around the call (batch 512: 130 us, so 135; batch 1: 36, so 34; H200, 2026-11-22).
+    if constexpr (kAlone) {
+      if (!one_pass) return child_keys_in_passes(*this, level, count, slot);
+      pass_keys(level, pass, shape.team_shift, team_rank());
+      return found;
+    } else {
+      return keys_by_pass(level, count, slot, pass, one_pass);
+    }
+  }
+
+  // The same in as many passes as it takes. Where one does not take all beams, each block of a team
+  // does it all, since others of the cluster do not wait.
+  __device__ __forceinline__ int keys_by_pass(int level, int count, int slot, Pass pass,
+                                              bool one_pass) const {
     int team_shift = shape.team_shift, rank_in_team = team_rank();
-    Pass pass = next_pass(Pass{}, 0, count, most << team_shift);
-    if (team_shift > 0 && pass.end < count) {
-      // Too many for one pass: each block does it all, since others of the cluster do not wait.
+    const int most_heads = dense(level) ? shape.rows : kFewBeams;
+    if (!one_pass) {
       team_shift = rank_in_team = 0;
-      pass = next_pass(Pass{}, 0, count, most);
+      pass = next_pass(state, shape, Pass{}, 0, count, most_heads);
     }
     while (true) {
       if (pass.end == pass.begin && count > 0) {  // a node with more children than codes
         if (threadIdx.x == 0) state.broken[slot % 2] = 1;
         return 0;
       }
-      only_keys(level, from, pass);
-      if (dense) {
-        dense_keys(level, pass, team_shift, rank_in_team);
-      } else {
-        sparse_keys(level, pass, team_shift, rank_in_team);
-      }
+      pass_keys(level, pass, team_shift, rank_in_team);
       const int found = key_of(pass, pass.end);
       if (pass.end >= count) return found;
       __syncthreads();
+      if (level + 1 == trie().num_levels) {
+        bar_leaves(level, found);
+        __syncthreads();
+      }
       const TopK best = top();
       const int kept = keep_best(best.bins, best.survivors, best.num_survivors, keys(level), found,
                                  problem.config.num_beams);
-      pass = next_pass(pass, kept, count, most);
+      pass = next_pass(state, shape, pass, kept, count, most_heads);
     }
   }
 
@@ -503,6 +573,10 @@ struct Search {
       } else {
         __syncthreads();
       }
+      if (level + 1 == trie().num_levels) {
+        bar_leaves(level, found);
+        __syncthreads();
+      }
       count = advance(level, found, slot);
     }
     if (request >= 0 && team_rank() == 0 && warp_index() == 0) {
@@ -511,5 +585,11 @@ struct Search {
     }
   }
 };
+
+// A search by value, so that nobody else's has an address.
+template <class AnySearch>
+__device__ __noinline__ int child_keys_in_passes(AnySearch search, int level, int count, int slot) {
+  return search.keys_by_pass(level, count, slot, Pass{}, false);
+}
 
 }  // namespace sidmlp::cuda::sm90

@@ -44,7 +44,7 @@ struct Group {
 };
 
 // first [users][L * H] of every block <- contexts [group, D] of this block.
-template <class W>
+template <class W, bool kAlone>
 __device__ __forceinline__ void context_parts(const HeadsView& heads, const Group& group) {
   constexpr int kTiles = (kMaxGroup + 7) / 8;
   const Shape& shape = group.shape;
@@ -54,8 +54,9 @@ __device__ __forceinline__ void context_parts(const HeadsView& heads, const Grou
   for (int unit = static_cast<int>(group.block) + shape.cluster * warp_index();
        unit * kUnit < width; unit += shape.cluster * kWarps) {
     float sum[4][kTiles][4];
-    input_major_product<W, kTiles>(static_cast<const W*>(heads.context_weight), width, heads.dim,
-                                   unit * kUnit, width, x, shape.context_bytes, sum);
+    input_major_product<W, kTiles, kAlone ? 8 : 4>(static_cast<const W*>(heads.context_weight),
+                                                   width, heads.dim, unit * kUnit, width, x,
+                                                   shape.context_bytes, sum);
     const int column = unit * kUnit + 8 * g;
     if (column >= width) continue;
     const float4 low = __ldg(reinterpret_cast<const float4*>(heads.context_bias + column));
@@ -86,11 +87,12 @@ __device__ __forceinline__ void root_rows(const HeadsView& heads, const Group& g
   const Shape& shape = group.shape;
   const int width = heads.num_levels * heads.hidden_dim;
   const int rank_in_team = static_cast<int>(group.block) & ((1 << shape.team_shift) - 1);
+  const NormVectors<kVectors, kFull> norm(heads, 0);
   for (int slot = warp_index(); slot < shape.users; slot += kWarps) {
     const int request = group.request_of(slot);
     if (request >= group.requests) continue;
     HiddenRow<kVectors, kFull> values;
-    hidden_row<W>(heads, 0, group.first(slot, width), Prefix{}, nullptr, 0, 0, values);
+    hidden_row<W>(heads, 0, norm, group.first(slot, width), Prefix{}, nullptr, 0, 0, values);
     char* place = group.memory + shape.hidden + request * shape.row_bytes;
     for_words<W>(values, heads.hidden_dim, [&](int at, uint32_t word) {
       if (shape.group == 1) {  // the whole cluster is this request's team

@@ -31,16 +31,49 @@ struct HiddenRow {
   float x[kVectors][8];
 };
 
+// Gain and shift of a head's LayerNorm where a lane needs them: of few elements in registers, for
+// all rows of a level, of many loaded again for each row.
+template <int kVectors, bool kFull>
+struct NormVectors {
+  static constexpr bool kHeld = kVectors <= 2;
+  static constexpr int kParts = kHeld ? 2 * kVectors : 1;
+  const float* gain;
+  int hidden;
+  float4 held[2][kParts];
+
+  __device__ __forceinline__ NormVectors(const HeadsView& heads, int level)
+      : gain(heads.heads[level].vectors), hidden(kFull ? 8 * kWarp * kVectors : heads.hidden_dim) {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int which = 0; which < 2; ++which)
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) held[which][part] = load(which, part);
+    }
+  }
+  // Gain (0) or shift (1) of elements 8 * (32 v + lane) + 4 * half ..; part = 2 v + half.
+  __device__ __forceinline__ float4 get(int which, int part) const {
+    if constexpr (kHeld) return held[which][part];
+    return load(which, part);
+  }
+
+ private:
+  __device__ __forceinline__ float4 load(int which, int part) const {
+    const int at = 8 * (kWarp * (part / 2) + lane_index());
+    if (!kFull && at >= hidden) return {0.0f, 0.0f, 0.0f, 0.0f};
+    return ptx::load_here(gain + which * hidden + at + part % 2 * 4);
+  }
+};
+
 // `staged`: rows of the prefix tables of the first `num_staged` codes are in shared memory already,
 // staged_bytes apart.
 template <class W, int kVectors, bool kFull>
-__device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, const float* first,
-                                           const Prefix& prefix, const char* staged,
-                                           int staged_bytes, int num_staged,
+__device__ __forceinline__ void hidden_row(const HeadsView& heads, int level,
+                                           const NormVectors<kVectors, kFull>& norm,
+                                           const float* first, const Prefix& prefix,
+                                           const char* staged, int staged_bytes, int num_staged,
                                            HiddenRow<kVectors, kFull>& row) {
   const int lane = lane_index(), hidden = kFull ? 8 * kWarp * kVectors : heads.hidden_dim;
-  const HeadView& head = heads.heads[level];
-  const W* table = static_cast<const W*>(head.prefix_table);
+  const W* table = static_cast<const W*>(heads.heads[level].prefix_table);
   bool inside[kVectors];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
@@ -88,28 +121,28 @@ __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, co
     add(raw);
   }
 
-  float total = 0.0f;
+  // Four sums each: a chain of 16 additions is longer than the reduction that follows.
+  float part[4] = {};
 #pragma unroll
   for (int v = 0; v < kVectors; ++v)
 #pragma unroll
-    for (int i = 0; i < 8; ++i) total += row.x[v][i];
+    for (int i = 0; i < 8; ++i) part[i % 4] += row.x[v][i];
   const float scale_width = 1.0f / static_cast<float>(hidden);
-  const float mean = warp_sum(total) * scale_width;
-  float squares = 0.0f;
+  const float mean = warp_sum((part[0] + part[1]) + (part[2] + part[3])) * scale_width;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) part[i] = 0.0f;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       row.x[v][i] -= mean;
-      if (inside[v]) squares = fmaf(row.x[v][i], row.x[v][i], squares);
+      if (inside[v]) part[i % 4] = fmaf(row.x[v][i], row.x[v][i], part[i % 4]);
     }
   }
-  const float scale = rsqrtf(fmaf(warp_sum(squares), scale_width, heads.layer_norm_eps));
-  const float* gain = head.vectors;
-  const float* shift = head.vectors + hidden;
+  const float squares = warp_sum((part[0] + part[1]) + (part[2] + part[3]));
+  const float scale = rsqrtf(fmaf(squares, scale_width, heads.layer_norm_eps));
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    const int at = 8 * (kWarp * v + lane);
     if (!inside[v]) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) row.x[v][i] = 0.0f;
@@ -117,8 +150,7 @@ __device__ __forceinline__ void hidden_row(const HeadsView& heads, int level, co
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float4 a = ptx::load_here(gain + at + 4 * half);
-      const float4 b = ptx::load_here(shift + at + 4 * half);
+      const float4 a = norm.get(0, 2 * v + half), b = norm.get(1, 2 * v + half);
       float* x = row.x[v] + 4 * half;
       x[0] = gelu<W>(fmaf(x[0] * scale, a.x, b.x));
       x[1] = gelu<W>(fmaf(x[1] * scale, a.y, b.y));

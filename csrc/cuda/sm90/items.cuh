@@ -24,6 +24,9 @@ __device__ __forceinline__ bool item_allowed(const TrieView& trie, const Exclusi
 
 __device__ __forceinline__ bool leaf_allowed(const TrieView& trie, const Exclusion& exclusion,
                                              int32_t leaf) {
+  // With an item a leaf, leaves and items have the same numbers.
+  const bool one_item = trie.num_items == trie.num_nodes[trie.num_levels - 1];
+  if (one_item) return item_allowed(trie, exclusion, leaf);
   const int32_t end = __ldg(trie.leaf_begin + leaf + 1);
   for (int32_t slot = __ldg(trie.leaf_begin + leaf); slot < end; ++slot) {
     if (item_allowed(trie, exclusion, slot)) return true;

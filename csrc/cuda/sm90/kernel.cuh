@@ -6,6 +6,9 @@
 //            -> hidden rows -> logits of level 1
 //
 // Blocks of 256 threads, two on a multiprocessor; one where H is above 1024.
+//
+// In two launches (first_stage.cuh) the contexts' kernel takes what the first left in `workspace`,
+// and begins with the levels.
 #pragma once
 
 #include "cuda/launch.h"
@@ -13,6 +16,7 @@
 #include "cuda/sm90/beam.cuh"
 #include "cuda/sm90/group.cuh"
 #include "cuda/sm90/readout.cuh"
+#include "cuda/sm90/take_first_stage.cuh"
 
 namespace sidmlp::cuda::sm90 {
 
@@ -78,25 +82,31 @@ __global__ void __launch_bounds__(kThreads, kResident)
       static_cast<int>(min(static_cast<int64_t>(shape.group), problem.batch - begin));
   const Group group{shape, memory, ptx::cluster_rank(), requests};
 
-  group_contexts<W, kStates>(problem, group, begin, state.heads, workspace);
+  const bool ready = !kStates && workspace != nullptr;
+  if (!ready) group_contexts<W, kStates>(problem, group, begin, state.heads, workspace);
   for (int i = tid; i < kBins; i += kThreads)
     reinterpret_cast<uint32_t*>(memory + shape.bins)[i] = 0;
   if (tid == 0) state.num_survivors = 0;
-  context_parts<W>(heads, group);
-  cluster_barrier();
-  root_rows<W, kVectors, kFull>(heads, group);
-  if (shape.group == 1) {
-    __syncthreads();
+  if (ready) {
+    ptx::cluster_wait();
+    take_first_stage(group, problem.batch, begin, width, workspace);
   } else {
+    context_parts<W, kResident == 1>(heads, group);
+    cluster_barrier();
+    root_rows<W, kVectors, kFull>(heads, group);
+    if (shape.group == 1) {
+      __syncthreads();
+    } else {
+      cluster_barrier();
+    }
+    root_logits<W>(heads, group);
     cluster_barrier();
   }
-  root_logits<W>(heads, group);
-  cluster_barrier();
 
   for (int slot = 0; slot < shape.users; ++slot) {
     const int request = group.request_of(slot);
-    Search<W, kVectors, kFull> search{problem, shape,       memory,
-                                      state,   group.block, group.first(slot, width)};
+    const Search<W, kVectors, kFull, kResident == 1> search{
+        problem, shape, memory, state, group.block, group.first(slot, width)};
     search.run(request < requests ? begin + request : -1, group.root_logits(slot), slot);
   }
   if (shape.team_shift > 0) cluster_barrier();  // others may still store keys here

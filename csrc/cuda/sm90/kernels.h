@@ -15,6 +15,10 @@ const void* decode_states_fp16(int hidden, int resident);
 const void* decode_wide_bf16(int hidden);
 const void* decode_wide_fp16(int hidden);
 
+// Of a decode in two launches; the levels are beam_decode's kernels.
+const void* first_stage_bf16(int hidden, bool states);
+const void* first_stage_fp16(int hidden, bool states);
+
 const void* context_readout_bf16();
 const void* context_readout_fp16();
 

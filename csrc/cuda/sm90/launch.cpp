@@ -1,5 +1,6 @@
 #include "cuda/sm90/launch.h"
 
+#include "cuda/cluster_launch.h"
 #include "cuda/problem.h"
 #include "cuda/sm90/kernels.h"
 
@@ -8,23 +9,9 @@ namespace sidmlp::cuda::sm90 {
 namespace {
 
 cudaError_t launch_clusters(const void* kernel, int cluster, int64_t blocks, int shared_bytes,
-                            void** arguments, cudaStream_t stream) {
-  // Always the same number: another thread may launch the same kernel with more meanwhile.
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kOneBlock - kFixed);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelExC(&config, kernel, arguments);
+                            void** arguments, cudaStream_t stream, bool early = false) {
+  return launch_kernel(kernel, arguments, static_cast<int>(blocks), kThreads, cluster, shared_bytes,
+                       stream, kOneBlock - kFixed, early);
 }
 
 }  // namespace
@@ -42,6 +29,22 @@ cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* w
                                   : kernel_of(hidden, shape.resident);
   return launch_clusters(kernel, shape.cluster, num_blocks(problem, shape), shape.shared_bytes,
                          arguments, stream);
+}
+
+cudaError_t launch(const BeamDecodeProblem& problem, const FirstStageShape& first,
+                   const Shape& levels, void* workspace, cudaStream_t stream) {
+  const int hidden = problem.heads.hidden_dim;
+  const bool bf16 = problem.heads.dtype == DType::kBFloat16, states = problem.context == nullptr;
+  auto* given = const_cast<BeamDecodeProblem*>(&problem);
+  void* first_arguments[] = {given, const_cast<FirstStageShape*>(&first), &workspace};
+  const cudaError_t error = launch_clusters(
+      bf16 ? first_stage_bf16(hidden, states) : first_stage_fp16(hidden, states),
+      1 << first.cluster_shift, num_blocks(problem, first), first.bytes, first_arguments, stream);
+  if (error != cudaSuccess) return error;
+  void* arguments[] = {given, const_cast<Shape*>(&levels), &workspace};
+  return launch_clusters(
+      bf16 ? beam_decode_bf16(hidden, levels.resident) : beam_decode_fp16(hidden, levels.resident),
+      levels.cluster, num_blocks(problem, levels), levels.shared_bytes, arguments, stream, true);
 }
 
 cudaError_t launch(const ContextReadoutProblem& problem, const ReadoutShape& shape,

@@ -12,7 +12,12 @@ namespace sidmlp::cuda::sm90 {
 cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* workspace,
                    cudaStream_t stream);
 
-// Likewise; `shape` from readout_shape.
+// Two launches, of which the second may begin before the first has ended: `first` from
+// first_stage_shape, `levels` from shape_of with launches 2, `workspace` of first_stage_bytes.
+cudaError_t launch(const BeamDecodeProblem& problem, const FirstStageShape& first,
+                   const Shape& levels, void* workspace, cudaStream_t stream);
+
+// One launch; `shape` from readout_shape.
 cudaError_t launch(const ContextReadoutProblem& problem, const ReadoutShape& shape,
                    cudaStream_t stream);
 

@@ -21,7 +21,7 @@ __device__ __forceinline__ uint32_t high_halves(uint32_t x, uint32_t y) {
 // sum <- x [8 * kTiles, K] w [K, 64] for an input-major w: 64 columns from `column` on. K is a
 // multiple of 16. Lane (g, t) ends up with columns 8g .. 8g + 7 of rows 2t and 2t + 1 of each tile:
 // column 8g + 2q + i of row 8n + 2t + r is sum[q][n][2i + r].
-template <class W, int kTiles>
+template <class W, int kTiles, int kAhead>
 __device__ __forceinline__ void input_major_product(const W* weight, int64_t stride, int inner,
                                                     int column, int columns, const char* x,
                                                     int x_bytes, float (&sum)[4][kTiles][4]) {
@@ -35,27 +35,35 @@ __device__ __forceinline__ void input_major_product(const W* weight, int64_t str
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[q][n][i] = 0.0f;
-#pragma unroll 2
-  for (int k = 0; k < inner; k += 16) {
-    uint4 raw[4];
+  for (int begin = 0; begin < inner; begin += 16 * kAhead) {
+    uint4 raw[kAhead][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) raw[i] = ptx::load_once(from + (k + i) * stride);
-    const uint32_t words[4][4] = {{raw[0].x, raw[0].y, raw[0].z, raw[0].w},
-                                  {raw[1].x, raw[1].y, raw[1].z, raw[1].w},
-                                  {raw[2].x, raw[2].y, raw[2].z, raw[2].w},
-                                  {raw[3].x, raw[3].y, raw[3].z, raw[3].w}};
-    uint2 b[kTiles];
+    for (int step = 0; step < kAhead; ++step)
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n)
-      b[n] = *reinterpret_cast<const uint2*>(row + 8 * n * x_bytes + 2 * k);
+      for (int i = 0; i < 4; ++i)
+        raw[step][i] = ptx::load_once(from + (min(begin + 16 * step, inner - 16) + i) * stride);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const uint32_t a0 = low_halves(words[0][q], words[1][q]);
-      const uint32_t a1 = high_halves(words[0][q], words[1][q]);
-      const uint32_t a2 = low_halves(words[2][q], words[3][q]);
-      const uint32_t a3 = high_halves(words[2][q], words[3][q]);
+    for (int step = 0; step < kAhead; ++step) {
+      const int k = begin + 16 * step;
+      if (k >= inner) break;
+      const uint32_t words[4][4] = {
+          {raw[step][0].x, raw[step][0].y, raw[step][0].z, raw[step][0].w},
+          {raw[step][1].x, raw[step][1].y, raw[step][1].z, raw[step][1].w},
+          {raw[step][2].x, raw[step][2].y, raw[step][2].z, raw[step][2].w},
+          {raw[step][3].x, raw[step][3].y, raw[step][3].z, raw[step][3].w}};
+      uint2 b[kTiles];
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) ptx::mma<W>(sum[q][n], a0, a1, a2, a3, b[n].x, b[n].y);
+      for (int n = 0; n < kTiles; ++n)
+        b[n] = *reinterpret_cast<const uint2*>(row + 8 * n * x_bytes + 2 * k);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const uint32_t a0 = low_halves(words[0][q], words[1][q]);
+        const uint32_t a1 = high_halves(words[0][q], words[1][q]);
+        const uint32_t a2 = low_halves(words[2][q], words[3][q]);
+        const uint32_t a3 = high_halves(words[2][q], words[3][q]);
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) ptx::mma<W>(sum[q][n], a0, a1, a2, a3, b[n].x, b[n].y);
+      }
     }
   }
 }

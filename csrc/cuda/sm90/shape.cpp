@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 
 #include "cuda/problem.h"
 
@@ -10,10 +11,6 @@ namespace sidmlp::cuda::sm90 {
 namespace {
 
 constexpr int kTwoBlocks = 113 * 1024;  // shared memory of which a multiprocessor holds two
-
-int round_up(int64_t n, int multiple) {
-  return static_cast<int>((n + multiple - 1) / multiple * multiple);
-}
 
 int widest(const BeamDecodeProblem& problem) {
   int codes = 0;
@@ -37,6 +34,8 @@ constexpr bool takes_one(const Cut& cut) { return cut.group <= cut.cluster && cu
 
 constexpr bool all_legal() {
   for (const Cut& cut : kCuts)
+    if (!legal(cut)) return false;
+  for (const Cut& cut : kLevelCuts)
     if (!legal(cut)) return false;
   for (const Cut& cut : kBeamCuts)
     if (!legal(cut) || !takes_one(cut)) return false;
@@ -63,10 +62,13 @@ Shape common(const BeamDecodeProblem& problem, const Cut& cut, int rows, int key
   s.root_stride = round_up(heads.heads[0].num_codes, 4);
   s.key_capacity = keys;
   s.beams = round_up(problem.config.num_beams, 32);
+  for (int l = 0; l < heads.num_levels; ++l)
+    s.inverse_temperature[l] =
+        std::min(1.0f / problem.config.temperature[l], std::numeric_limits<float>::max());
   return s;
 }
 
-Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int keys) {
+Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int keys, int launches) {
   const HeadsView& heads = problem.heads;
   const int codes = widest(problem), levels = heads.num_levels, hidden = heads.hidden_dim;
   const int team = team_of(cut);
@@ -88,7 +90,8 @@ Shape lay_out(const BeamDecodeProblem& problem, const Cut& cut, int rows, int ke
   s.hidden = at;
   // One place for the group's hidden rows and sums, then for each level's rows and logits.
   s.partial = s.hidden + round_up(kMaxGroup * s.row_bytes, 128);
-  const int64_t group_bytes = s.partial - s.hidden + int64_t{4} * own_tiles * 4 * 16 * kMaxGroup;
+  const int64_t group_bytes =  // the second of two launches has the levels alone
+      launches == 2 ? 0 : s.partial - s.hidden + int64_t{4} * own_tiles * 4 * 16 * kMaxGroup;
   const int64_t row_bytes = round_up(int64_t{rows} * s.row_bytes, 128);
   const int64_t logit_bytes = int64_t{4} * rows * s.logit_stride;
   s.logits = s.hidden + (s.logits_over_hidden ? 0 : static_cast<int>(row_bytes));
@@ -171,17 +174,11 @@ int fewest_keys(const BeamDecodeProblem& problem) {
 
 // Whether the smallest form of the cut fits, beside the most that a readout keeps in shared memory:
 // neither the operator nor the number of tokens may decide.
-bool fits(const BeamDecodeProblem& problem, const Cut& cut, bool wide) {
+bool fits(const BeamDecodeProblem& problem, const Cut& cut, bool wide, int launches) {
   const Shape shape = wide ? lay_out_wide(problem, cut, kFewestRows, fewest_keys(problem))
-                           : lay_out(problem, cut, kRows[3], kKeys[2]);
-  return std::max(shape.level_bytes, shape.hidden + static_cast<int>(kSharedBytes)) + kFixed <=
-         kOneBlock;
-}
-
-bool is_wide(const BeamDecodeProblem& problem) {
-  if (problem.config.num_beams > kFewBeams || widest(problem) > kFewCodes) return true;
-  return std::none_of(std::begin(kCuts), std::end(kCuts),
-                      [&](const Cut& cut) { return fits(problem, cut, false); });
+                           : lay_out(problem, cut, kRows[3], kKeys[2], launches);
+  const int readout = launches == 2 ? 0 : shape.hidden + static_cast<int>(kSharedBytes);
+  return std::max(shape.level_bytes, readout) + kFixed <= kOneBlock;
 }
 
 // As many rows, then keys, as there is room for.
@@ -202,20 +199,27 @@ Shape wide_shape_of(const BeamDecodeProblem& problem, const Cut& cut) {
 
 }  // namespace
 
-Cuts cuts_of(const BeamDecodeProblem& problem) {
+bool is_wide(const BeamDecodeProblem& problem) {
+  if (problem.config.num_beams > kFewBeams || widest(problem) > kFewCodes) return true;
+  return std::none_of(std::begin(kCuts), std::end(kCuts),
+                      [&](const Cut& cut) { return fits(problem, cut, false, 1); });
+}
+
+Cuts cuts_of(const BeamDecodeProblem& problem, int launches) {
+  if (launches == 2) return {std::begin(kLevelCuts), std::end(kLevelCuts)};
   if (!is_wide(problem)) return {std::begin(kCuts), std::end(kCuts)};
   if (widest(problem) <= kFewCodes) return {std::begin(kBeamCuts), std::end(kBeamCuts)};
   return {std::begin(kCodeCuts), std::end(kCodeCuts)};
 }
 
-const Cut* cut_of(const BeamDecodeProblem& problem) {
-  const bool wide = is_wide(problem);
+const Cut* cut_of(const BeamDecodeProblem& problem, int launches) {
+  const bool wide = launches == 1 && is_wide(problem);
   // Tensor cores that read out fit every one of kCuts, and some of the others.
   const ReadoutSizes sizes = sizes_of(problem.readout);
   const bool reads = wide && problem.context == nullptr && reads_on_tensor_cores(sizes);
   const Cut* found = nullptr;
-  for (const Cut& cut : cuts_of(problem)) {
-    if (!fits(problem, cut, wide) || (reads && !readout_fits(sizes, cut))) continue;
+  for (const Cut& cut : cuts_of(problem, launches)) {
+    if (!fits(problem, cut, wide, launches) || (reads && !readout_fits(sizes, cut))) continue;
     found = &cut;
     if (problem.batch <= cut.most_requests) break;
   }
@@ -234,22 +238,25 @@ const char* why_not(const BeamDecodeProblem& problem) {
   return cut_of(problem) == nullptr ? "too wide for shared memory" : nullptr;
 }
 
-Shape shape_of(const BeamDecodeProblem& problem) {
-  const Cut& cut = *cut_of(problem);
-  if (is_wide(problem)) return wide_shape_of(problem, cut);
+Shape shape_of(const BeamDecodeProblem& problem, int launches) {
+  const Cut& cut = *cut_of(problem, launches);
+  if (launches == 1 && is_wide(problem)) return wide_shape_of(problem, cut);
+  auto whole = [&](int rows, int keys) {
+    const Shape levels = lay_out(problem, cut, rows, keys, launches);
+    return launches == 2 ? levels : with_readout(problem, cut, levels);
+  };
   const int team = team_of(cut), most = (problem.config.num_beams + team - 1) / team;
   for (const int budget : {kTwoBlocks, kOneBlock}) {
     if (budget < kOneBlock && cut.resident == 1) continue;
     for (int i = 0; i < 4; ++i) {
       if (i < 3 && kRows[i + 1] >= most) continue;  // fewer rows hold all of them
       for (const int keys : kKeys) {
-        const Shape shape = with_readout(problem, cut, lay_out(problem, cut, kRows[i], keys));
+        const Shape shape = whole(kRows[i], keys);
         if (shape.shared_bytes + kFixed <= budget) return shape;
       }
     }
   }
-  return with_readout(problem, cut,
-                      lay_out(problem, cut, kRows[3], kKeys[2]));  // fits: the cut does
+  return whole(kRows[3], kKeys[2]);  // fits, since the cut does
 }
 
 int64_t num_blocks(const BeamDecodeProblem& problem, const Shape& shape) {

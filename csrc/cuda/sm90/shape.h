@@ -6,6 +6,7 @@
 
 #include "cuda/layout.h"
 #include "cuda/sm90/cuts.h"
+#include "cuda/sm90/first_stage_shape.h"
 #include "cuda/sm90/readout_shape.h"
 
 namespace sidmlp::cuda {
@@ -28,8 +29,7 @@ constexpr int kChunkStride = kChunk + 8;  // floats of a row of them: four lie i
 
 // Bytes from a hidden row to the next: eight rows lie in different banks.
 constexpr int hidden_row_bytes(int hidden_dim) { return (2 * hidden_dim + 127) / 128 * 128 + 16; }
-constexpr int kOneBlock = 227 * 1024;  // shared memory of a multiprocessor that one block may have
-constexpr int kFixed = 2048;           // static shared memory of the kernel, rounded up
+constexpr int kFixed = 2048;  // static shared memory of the kernel, rounded up
 
 // Byte offsets into dynamic shared memory.
 struct Shape {
@@ -43,6 +43,7 @@ struct Shape {
   int key_capacity;
   int beams;  // num_beams, rounded up to 32
   bool logits_over_hidden;
+  float inverse_temperature[kMaxLevels];
   // float [users][L * Hp], W [group][..], ..
   int first, contexts, hidden, logits, partial, root_logits, keys, beam_state, bins, survivors;
   // decode_states: one of them, from `hidden` on, before the levels begin
@@ -63,6 +64,9 @@ struct Shape {
 // of tokens decides: the plain kernel rounds otherwise, and they must not change a result.
 const char* why_not(const BeamDecodeProblem& problem);
 
+// Whether wide_beam.cuh decodes what why_not takes, in one launch: a matter of model and settings.
+bool is_wide(const BeamDecodeProblem& problem);
+
 // The cuts of a kernel, by batch.
 struct Cuts {
   const Cut* first;
@@ -72,14 +76,14 @@ struct Cuts {
   const Cut* end() const { return last; }
 };
 
-// Of the kernel that takes the problem: which one is a matter of model and settings. Like why_not,
-// this and cut_of read sizes and no pointer, and want sizes that why_not(DecodeSizes) takes.
-Cuts cuts_of(const BeamDecodeProblem& problem);
+// Of the kernel that takes the problem. Like why_not, this, is_wide and cut_of read sizes and no
+// pointer, and want sizes that why_not(DecodeSizes) takes. launches: 2 for the second of two.
+Cuts cuts_of(const BeamDecodeProblem& problem, int launches = 1);
 
 // The cut for the batch, or else any that fits: cuts do not change results. nullptr: none fits.
-const Cut* cut_of(const BeamDecodeProblem& problem);
+const Cut* cut_of(const BeamDecodeProblem& problem, int launches = 1);
 
-Shape shape_of(const BeamDecodeProblem& problem);
+Shape shape_of(const BeamDecodeProblem& problem, int launches = 1);
 
 // The cut for a batch that is only read out.
 const Cut& cut_of_batch(int64_t batch);

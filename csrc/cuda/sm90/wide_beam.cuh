@@ -122,7 +122,7 @@ struct WideSearch {
     Beam& from = *beams(0);
     const int tid = static_cast<int>(threadIdx.x);
     const int width = problem.heads.heads[0].num_codes, count = trie().num_nodes[0];
-    const float temperature = problem.config.temperature[0];
+    const float scale = shape.inverse_temperature[0];
     const float weight = problem.config.level_weight[0];
     if (tid == 0) {
       from.first_child = 0;
@@ -131,7 +131,7 @@ struct WideSearch {
     bool finite = true;
     float largest = -INFINITY, total = 0.0f;
     for (int c = tid; c < width; c += kThreads) {
-      const float logit = tempered(logits[c], temperature);
+      const float logit = scale * logits[c];
       finite = finite && isfinite(logit);
       largest = fmaxf(largest, logit);
     }
@@ -141,8 +141,7 @@ struct WideSearch {
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, state.parts[w]);
     __syncthreads();
-    for (int c = tid; c < width; c += kThreads)
-      total += __expf(tempered(logits[c], temperature) - largest);
+    for (int c = tid; c < width; c += kThreads) total += __expf(scale * logits[c] - largest);
     total = warp_sum(total);
     if (lane_index() == 0) state.parts[warp_index()] = total;
     __syncthreads();
@@ -151,7 +150,7 @@ struct WideSearch {
     for (int w = 0; w < kWarps; ++w) total += state.parts[w];
     const float log_total = __logf(total);
     for (int j = tid; j < count; j += kThreads) {
-      const float logit = tempered(logits[__ldg(trie().codes[0] + j)], temperature);
+      const float logit = scale * logits[__ldg(trie().codes[0] + j)];
       const float log_probability = fmaxf((logit - largest) - log_total, -kLargestFinite);
       keys()[j] = finite ? candidate(0, weight * log_probability, 0, j, j) : kBroken;
     }
@@ -230,14 +229,13 @@ struct WideSearch {
                                                  int row) const {
     const Beam* beam = beams(level) + max(rank, 0);
     const int count = rank < 0 ? 0 : beam->children, first_child = beam->first_child;
-    const float temperature = problem.config.temperature[level], score = beam->score;
+    const float scale = shape.inverse_temperature[level], score = beam->score;
     const float weight = problem.config.level_weight[level];
-    const Softmax softmax = problem.config.codebook
-                                ? state.of_row[row]
-                                : softmax_of_list<kLanes>(list, count, temperature);
+    const Softmax softmax =
+        problem.config.codebook ? state.of_row[row] : softmax_of_list<kLanes>(list, count, scale);
     const bool finite = !isnan(softmax.largest);
     for (int j = lane_index() % kLanes; j < count; j += kLanes) {
-      const float logit = tempered(listed_logit(list + j), temperature);
+      const float logit = scale * listed_logit(list + j);
       const float log_probability =
           fmaxf((logit - softmax.largest) - softmax.log_total, -kLargestFinite);
       const float sum = fmaf(weight, log_probability, score);
@@ -307,6 +305,7 @@ struct WideSearch {
     // goes and, of a narrow head, where its logits go, so that all are on their way at once.
     const int room = 4 * kChunkStride >= 2 * hidden() ? 2 : 1;
     const int num_staged = count > kWarps ? min(room, level) : 0;
+    const NormVectors<kVectors, kFull> norm(problem.heads, level);
     char* place = memory + shape.hidden + warp_index() * row_bytes();
     char* other = memory + shape.logits + warp_index() * 4 * kChunkStride;
     constexpr int kOtherStep = 4 * kChunkStride * kWarps;
@@ -324,7 +323,7 @@ struct WideSearch {
 #pragma unroll 1
     for (int row = warp_index(); row < count; row += kWarps) {
       HiddenRow<kVectors, kFull> values;
-      hidden_row<W>(problem.heads, level, first + level * hidden(), prefix_of(row), place,
+      hidden_row<W>(problem.heads, level, norm, first + level * hidden(), prefix_of(row), place,
                     static_cast<int>(other - place), num_staged, values);
       __syncwarp();
       for_words<W>(values, hidden(),
@@ -341,7 +340,7 @@ struct WideSearch {
     const Beam* from = beams(level);
     const int codes = problem.heads.heads[level].num_codes, lane = lane_index() % kFewLanes;
     const bool codebook = problem.config.codebook;
-    const float temperature = problem.config.temperature[level];
+    const float scale = shape.inverse_temperature[level];
 #pragma unroll 1
     for (int begin = pass.begin; begin < pass.end; begin += shape.rows) {
       const int count = min(shape.rows, pass.end - begin);
@@ -368,7 +367,7 @@ struct WideSearch {
               reinterpret_cast<const float*>(memory + shape.logits) + row * kChunkStride;
           const int width = real ? min(kChunk, codes - chunk) : 0;
           if (codebook) {
-            softmax[i].template add<kFewLanes>(logits, width, temperature);
+            softmax[i].template add<kFewLanes>(logits, width, scale);
             __syncwarp();
           }
           listed[i] = list_logits(level, from[heads()[head]], listed[i], chunk, width, logits,
@@ -416,6 +415,7 @@ struct WideSearch {
     const Beam* from = beams(level);
     const HeadView& head = problem.heads.heads[level];
     const W* weight = static_cast<const W*>(head.out_weight);
+    const NormVectors<kVectors, kFull> norm(problem.heads, level);
     const int lane = lane_index();
     // Rows of tables of the next heads on their way at once, as far as there is room.
     const int num_staged = min(level, shape.staged_rows / kAtOnce);
@@ -441,7 +441,7 @@ struct WideSearch {
         const int16_t* codes = trie().codes[level] + beam.first_child;
         BeamKey* list = keys_of(pass, i);
         HiddenRow<kVectors, kFull> values;
-        hidden_row<W>(problem.heads, level, first + level * hidden(), Prefix{beam.prefix}, at,
+        hidden_row<W>(problem.heads, level, norm, first + level * hidden(), Prefix{beam.prefix}, at,
                       row_bytes(), num_staged, values);
 #pragma unroll 1
         for (int j = 0; j < count; j += 4) {

@@ -5,15 +5,12 @@
 
 namespace sidmlp::cuda::sm90 {
 
-// Over children or over all codes; of logits divided by the temperature.
+// Over children or over all codes; of logits times the inverse temperature.
 struct Softmax {
   float largest;    // NaN: some logit is not finite
   float log_total;  // of exp(logit - largest)
 };
 
-__device__ __forceinline__ float tempered(float logit, float temperature) {
-  return temperature == 1.0f ? logit : logit / temperature;
-}
 __device__ __forceinline__ float listed_logit(const BeamKey* place) {
   return *reinterpret_cast<const float*>(place);
 }
@@ -48,7 +45,7 @@ struct RunningSoftmax {
   }
   // This lane's share of up to kChunk logits that kLanes lanes take.
   template <int kLanes>
-  __device__ __forceinline__ void add(const float* logits, int width, float temperature) {
+  __device__ __forceinline__ void add(const float* logits, int width, float scale) {
     constexpr int kOwn = kChunk / kLanes;
     float own[kOwn];
     float highest = -INFINITY;
@@ -61,7 +58,7 @@ struct RunningSoftmax {
       for (int j = 0; j < 4; ++j) {
         own[i + j] = -INFINITY;
         if (at + j >= width) continue;
-        own[i + j] = tempered(raw[j], temperature);
+        own[i + j] = scale * raw[j];
         finite = finite && isfinite(own[i + j]);
         highest = fmaxf(highest, own[i + j]);
       }
@@ -85,19 +82,18 @@ struct RunningSoftmax {
 
 // Of `count` logits in a list, by kLanes neighbouring lanes.
 template <int kLanes>
-__device__ __forceinline__ Softmax softmax_of_list(const BeamKey* list, int count,
-                                                   float temperature) {
+__device__ __forceinline__ Softmax softmax_of_list(const BeamKey* list, int count, float scale) {
   const int lane = lane_index() % kLanes;
   RunningSoftmax own;
   for (int j = lane; j < count; j += kLanes) {
-    const float logit = tempered(listed_logit(list + j), temperature);
+    const float logit = scale * listed_logit(list + j);
     own.finite = own.finite && isfinite(logit);
     own.largest = fmaxf(own.largest, logit);
   }
   __syncwarp();
   own.largest = lanes_max<kLanes>(own.largest);
   for (int j = lane; j < count; j += kLanes)
-    own.total += __expf(tempered(listed_logit(list + j), temperature) - own.largest);
+    own.total += __expf(scale * listed_logit(list + j) - own.largest);
   __syncwarp();
   return own.over_lanes<kLanes>();
 }

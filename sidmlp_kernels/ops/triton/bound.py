@@ -461,6 +461,7 @@ class BoundPlan:
         device: torch.device,
     ) -> None:
         """arguments: sizes, layer_norm_eps, then the settings, as operators take them."""
-        sizes, eps, *settings, _isa = arguments
+        sizes, eps, *settings, launches, _isa = arguments
+        problem.check_launches(launches)
         self.decode = BoundDecode(readout, heads, catalogue, sizes, eps, settings, device)
         self.readout = BoundReadout(readout, sizes, eps, device)

@@ -229,6 +229,12 @@ class Settings:
         return cls(k, num_beams, codebook, t, w, tuple(level_modes))
 
 
+def check_launches(launches: int) -> None:
+    """Raises for a decode in two launches, which the CUDA backend alone has."""
+    if launches != 1:
+        fail(f"launches: expected 1 on Triton, got {launches}")
+
+
 def check_place(first: Tensor, name: str, device: torch.device) -> None:
     """Raises unless the call's first tensor is where the weights are."""
     if first.device != device:

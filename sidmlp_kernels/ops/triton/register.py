@@ -14,6 +14,7 @@ from torch import Tensor
 from sidmlp_kernels.ops.library import TRITON_SUFFIX, Results
 from sidmlp_kernels.ops.triton.bound import BoundDecode, BoundLogits, BoundReadout
 from sidmlp_kernels.ops.triton.launch import INTERPRETED
+from sidmlp_kernels.ops.triton.problem import check_launches
 
 _NUM_SETTINGS = 6  # k, num_beams, codebook, temperatures, level_weights, level_modes
 
@@ -37,6 +38,7 @@ def beam_decode(
     *settings: Any,
 ) -> Results:
     """See sidmlp_kernels.ops."""
+    check_launches(settings[_NUM_SETTINGS])
     bound = BoundDecode(
         None,
         heads,
@@ -62,6 +64,7 @@ def decode_states(
     *settings: Any,
 ) -> Results:
     """See sidmlp_kernels.ops."""
+    check_launches(settings[_NUM_SETTINGS])
     bound = BoundDecode(
         readout,
         heads,

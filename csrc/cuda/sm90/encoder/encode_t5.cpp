@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cuda/cluster_launch.h"
 #include "cuda/layout.h"
 #include "cuda/sm90/encoder/shape.h"
 #include "cuda/sm90/encoder/wide.h"
@@ -10,14 +11,10 @@ namespace sidmlp::cuda::sm90 {
 
 namespace {
 
-constexpr int kShared = 227 * 1024;    // of a block
 constexpr int kMostHidden = 512;       // feed-forward columns between two sums
 constexpr int kMostBias = 16 * 1024;   // bytes of bias that may stay in shared memory
 constexpr int kShareBytes = 4 * 4096;  // numbers of tiles while requests are shared out
 
-int round_up(int64_t n, int multiple) {
-  return static_cast<int>((n + multiple - 1) / multiple * multiple);
-}
 int half_row(int columns) { return round_up(2 * columns, 128); }
 
 EncodeSizes sizes_of(const T5View& m) {
@@ -85,7 +82,7 @@ EncodeShape best_fit(const EncodeT5Problem& problem, int cluster) {
   for (int tiles = kMaxTiles; tiles > 0; --tiles) {
     for (int heads = own_heads; heads > 0; --heads) {
       const EncodeShape shape = lay_out(problem, cluster, tiles, heads);
-      if (shape.shared_bytes <= kShared) return shape;
+      if (shape.shared_bytes <= kOneBlock) return shape;
     }
   }
   return {};
@@ -127,27 +124,6 @@ bool is_wide(const EncodeT5Problem& problem, EncodeForm form) {
   return form_of(form, problem.tokens.batch, takes_wide(problem.model)) ==
              EncodeForm::kThroughput &&
          takes_wide(problem.model);
-}
-
-// Always allowed the same shared memory: another thread may launch the same kernel with more
-// meanwhile.
-cudaError_t launch_kernel(const void* kernel, void** arguments, int blocks, int threads,
-                          int cluster, int shared_bytes, cudaStream_t stream) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
 }  // namespace
