@@ -22,6 +22,7 @@ struct BeamState {               // in shared memory
   int num_heads;
   int num_survivors;  // of TopK
   Exclusion exclusion;
+  int64_t request;  // -1: none
   // A score or a logit is not finite: no items. Of requests in even and odd slots, since some warps
   // may still read the last one's when the next begins.
   int broken[2];
@@ -51,7 +52,7 @@ __device__ __noinline__ inline Pass next_pass(const BeamState& state, const Shap
 }
 
 template <class AnySearch>
-__device__ __noinline__ int child_keys_in_passes(AnySearch search, int level, int count, int slot);
+__device__ __noinline__ int child_keys_in_passes(AnySearch search, int level, int count);
 
 // kAlone: the block has a multiprocessor to itself, so a thread twice the registers.
 template <class W, int kVectors, bool kFull, bool kAlone>
@@ -60,8 +61,8 @@ struct Search {
   const Shape& shape;
   char* memory;  // dynamic shared memory
   BeamState& state;
-  uint32_t block;      // rank in the cluster
-  const float* first;  // of the current request: context parts of the first layers, [L * H]
+  uint32_t block;  // rank in the cluster
+  int slot;        // of the request in this block
 
   __device__ const TrieView& trie() const { return problem.trie; }
   __device__ int hidden() const { return kFull ? 8 * kWarp * kVectors : problem.heads.hidden_dim; }
@@ -191,7 +192,7 @@ struct Search {
   }
 
   // Makes the best of `count` keys the beams of the next level; returns how many.
-  __device__ __forceinline__ int advance(int level, int count, int slot) const {
+  __device__ __forceinline__ int advance(int level, int count) const {
     const Beam* from = beams(level);
     Beam* to = beams(level + 1);
     const int next = level + 1;
@@ -299,7 +300,8 @@ struct Search {
   }
 
   __device__ __forceinline__ const float* first_part(int level) const {
-    return first + level * hidden();
+    return reinterpret_cast<const float*>(memory + shape.first) +
+           (slot * trie().num_levels + level) * hidden();
   }
 
   // Logits of every code for `count` rows: hidden rows in shared memory -> logits there. Begins
@@ -307,7 +309,7 @@ struct Search {
   template <int kRowTiles>
   __device__ __forceinline__ void row_logits(int level, int count) const {
     constexpr int kCodeTiles = 4, kCodes = 8 * kCodeTiles;
-    constexpr int kAhead = kAlone && kFull ? 4 : 2;  // steps whose weights are on their way
+    constexpr int kAhead = 2;  // steps whose weights are on their way
     // Without a loop at the published width, which costs fewer registers than a short one.
     constexpr int kUnroll = kFull ? 16 / kAhead : 1;
     const HeadView& head = problem.heads.heads[level];
@@ -504,7 +506,7 @@ struct Search {
   }
 
   // Keys of the children of `count` beams of `level` (1 ..); returns how many.
-  __device__ __forceinline__ int child_keys(int level, int count, int slot) const {
+  __device__ __forceinline__ int child_keys(int level, int count) const {
     look_up(beams(level), count);
     const int found = state.first_key[count];
     const int most_heads = dense(level) ? shape.rows << shape.team_shift : kFewBeams;
@@ -513,17 +515,17 @@ struct Search {
     // The rest is rare. Out of line it costs a block that is alone nothing, another one registers
     // around the call (batch 512: 130 us, so 135; batch 1: 36, so 34; H200, 2026-11-22).
     if constexpr (kAlone) {
-      if (!one_pass) return child_keys_in_passes(*this, level, count, slot);
+      if (!one_pass) return child_keys_in_passes(*this, level, count);
       pass_keys(level, pass, shape.team_shift, team_rank());
       return found;
     } else {
-      return keys_by_pass(level, count, slot, pass, one_pass);
+      return keys_by_pass(level, count, pass, one_pass);
     }
   }
 
   // The same in as many passes as it takes. Where one does not take all beams, each block of a team
   // does it all, since others of the cluster do not wait.
-  __device__ __forceinline__ int keys_by_pass(int level, int count, int slot, Pass pass,
+  __device__ __forceinline__ int keys_by_pass(int level, int count, Pass pass,
                                               bool one_pass) const {
     int team_shift = shape.team_shift, rank_in_team = team_rank();
     const int most_heads = dense(level) ? shape.rows : kFewBeams;
@@ -552,8 +554,10 @@ struct Search {
   }
 
   // All levels of one request; `request` < 0: none, but the cluster's barriers.
-  __device__ __forceinline__ void run(int64_t request, const float* root_logits, int slot) const {
+  // The request is kept in shared memory: only its end asks for it again.
+  __device__ __forceinline__ void run(int64_t request, const float* root_logits) const {
     if (threadIdx.x == 0) {
+      state.request = request;
       state.broken[slot % 2] = 0;
       if (request >= 0)
         state.exclusion = exclusion_of(problem.exclude, problem.num_excluded, request);
@@ -563,7 +567,7 @@ struct Search {
     for (int level = 0; level < trie().num_levels; ++level) {
       int found = 0;
       if (level > 0) {
-        found = child_keys(level, count, slot);
+        found = child_keys(level, count);
       } else if (count > 0) {
         found = root_keys(root_logits);
       }
@@ -577,19 +581,19 @@ struct Search {
         bar_leaves(level, found);
         __syncthreads();
       }
-      count = advance(level, found, slot);
+      count = advance(level, found);
     }
-    if (request >= 0 && team_rank() == 0 && warp_index() == 0) {
-      const Beam* leaves = beams(trie().num_levels);
-      write_items(problem, state.exclusion, request, count, leaves);
-    }
+    if (team_rank() != 0 || warp_index() != 0) return;
+    const int64_t own = state.request;
+    __syncwarp();  // one lane writes the next one's
+    if (own >= 0) write_items(problem, state.exclusion, own, count, beams(trie().num_levels));
   }
 };
 
 // A search by value, so that nobody else's has an address.
 template <class AnySearch>
-__device__ __noinline__ int child_keys_in_passes(AnySearch search, int level, int count, int slot) {
-  return search.keys_by_pass(level, count, slot, Pass{}, false);
+__device__ __noinline__ int child_keys_in_passes(AnySearch search, int level, int count) {
+  return search.keys_by_pass(level, count, Pass{}, false);
 }
 
 }  // namespace sidmlp::cuda::sm90

@@ -44,7 +44,7 @@ struct Group {
 };
 
 // first [users][L * H] of every block <- contexts [group, D] of this block.
-template <class W, bool kAlone>
+template <class W>
 __device__ __forceinline__ void context_parts(const HeadsView& heads, const Group& group) {
   constexpr int kTiles = (kMaxGroup + 7) / 8;
   const Shape& shape = group.shape;
@@ -54,9 +54,8 @@ __device__ __forceinline__ void context_parts(const HeadsView& heads, const Grou
   for (int unit = static_cast<int>(group.block) + shape.cluster * warp_index();
        unit * kUnit < width; unit += shape.cluster * kWarps) {
     float sum[4][kTiles][4];
-    input_major_product<W, kTiles, kAlone ? 8 : 4>(static_cast<const W*>(heads.context_weight),
-                                                   width, heads.dim, unit * kUnit, width, x,
-                                                   shape.context_bytes, sum);
+    input_major_product<W, kTiles, 4>(static_cast<const W*>(heads.context_weight), width, heads.dim,
+                                      unit * kUnit, width, x, shape.context_bytes, sum);
     const int column = unit * kUnit + 8 * g;
     if (column >= width) continue;
     const float4 low = __ldg(reinterpret_cast<const float4*>(heads.context_bias + column));

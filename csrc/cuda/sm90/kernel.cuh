@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     ptx::cluster_wait();
     take_first_stage(group, problem.batch, begin, width, workspace);
   } else {
-    context_parts<W, kResident == 1>(heads, group);
+    context_parts<W>(heads, group);
     cluster_barrier();
     root_rows<W, kVectors, kFull>(heads, group);
     if (shape.group == 1) {
@@ -105,9 +105,9 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
   for (int slot = 0; slot < shape.users; ++slot) {
     const int request = group.request_of(slot);
-    const Search<W, kVectors, kFull, kResident == 1> search{
-        problem, shape, memory, state, group.block, group.first(slot, width)};
-    search.run(request < requests ? begin + request : -1, group.root_logits(slot), slot);
+    const Search<W, kVectors, kFull, kResident == 1> search{problem, shape,       memory,
+                                                            state,   group.block, slot};
+    search.run(request < requests ? begin + request : -1, group.root_logits(slot));
   }
   if (shape.team_shift > 0) cluster_barrier();  // others may still store keys here
 }
