@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int i = tid; i < kBins; i += kThreads)
     reinterpret_cast<uint32_t*>(memory + shape.bins)[i] = 0;
   if (tid == 0) state.top.placed = 0;
-  context_parts<W, true>(heads, group);
+  context_parts<W>(heads, group);
   cluster_barrier();
   root_rows<W, kVectors, kFull>(heads, group);
   if (shape.group == 1) {
