@@ -44,12 +44,15 @@ def test_tensor_cores_are_the_first_choice(gpu, dtype: torch.dtype, hidden: int)
 
 
 PLAIN = [
-    ({"beams": 129}, "num_beams: expected at most 128"),
-    ({"codes_per_level": (8192,) * 3}, "codes_per_level: expected at most 1024"),
+    ({"beams": 513}, "num_beams: expected at most 512"),
+    ({"codes_per_level": (8193,) * 3}, "codes_per_level: expected at most 8192"),
     ({"blocks_per_head": 2}, "blocks_per_head: expected 1"),
     ({"hidden_dim": 100}, "hidden_dim: expected a multiple of 32"),
     ({"dim": 72}, "dim: expected a multiple of 16"),
-    ({"codes_per_level": (1024,) * 8, "hidden_dim": 2048, "dim": 1024}, "too wide for shared"),
+    (
+        {"beams": 512, "codes_per_level": (8192,) * 8, "hidden_dim": 2048, "dim": 1024},
+        "too wide for shared",
+    ),
 ]
 
 
@@ -88,13 +91,13 @@ def test_the_plain_kernel_where_triton_cannot(gpu) -> None:
     assert choice.reason.endswith("triton: num_beams: expected at most 1024, got 1025")
     absent = {"triton": "triton cannot be imported"}
     gpu.setattr(backends.library, "load", lambda name: absent.get(name, ""))
-    choice = choose(beams=129)
+    choice = choose(beams=513)
     assert choice.backend.name == "cuda"
     assert choice.reason.endswith("triton: triton cannot be imported")
 
 
 def test_the_device_that_was_asked_for_decides(gpu) -> None:
-    choice = backends.resolve("auto", "cpu", "bfloat16", spec=PUBLISHED, num_beams=129)
+    choice = backends.resolve("auto", "cpu", "bfloat16", spec=PUBLISHED, num_beams=513)
     assert choice.backend.name == "cpu"
     assert "cuda: it runs on cuda, not on cpu" in choice.reason
 
@@ -109,7 +112,7 @@ def test_triton_is_not_imported_to_choose_cuda(gpu) -> None:
 def test_each_choice_is_logged_once_with_its_reason(gpu, caplog) -> None:
     backends._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="sidmlp_kernels"):
-        for beams in (50, 129, 50, 129):
+        for beams in (50, 513, 50, 513):
             choose(beams=beams)
             choose("cuda", beams=beams)
     first, second = (record.getMessage() for record in caplog.records)

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidmlp_kernels.ops.cuda_kernels import tensor_core_cuts, tensor_cores_why_not
+from sidmlp_kernels.ops.cuda_kernels import (
+    tensor_core_cuts,
+    tensor_cores_why_not,
+    two_launches_why_not,
+)
 from sidmlp_kernels.spec import PUBLISHED, StudentSpec
 from sidmlp_kernels.trie import host_library
 
@@ -20,7 +24,18 @@ BATCHES = (1, 16, 17, 32, 33, 64, 65, 264, 265, 4096, 100_000)  # kBatches in sh
 GRID = [
     (spec, dtype, beams)
     for codes, hidden, dim in itertools.product(
-        ((4,), (256,) * 4, (1024,) * 3, (1024,) * 8, (1024, 256, 16, 8), (8, 1024), (4, 1025)),
+        (
+            (4,),
+            (256,) * 4,
+            (1024,) * 3,
+            (1024,) * 8,
+            (1024, 256, 16, 8),
+            (8, 1024),
+            (4, 1025),
+            (8192,) * 3,
+            (8192,) * 8,
+            (4, 8193),
+        ),
         (32, 100, 512, 1024, 1536, 2048, 2080),
         (16, 72, 128, 1024, 1040),
     )
@@ -33,6 +48,8 @@ GRID = [
         (torch.bfloat16, 50),
         (torch.bfloat16, 128),
         (torch.bfloat16, 129),
+        (torch.bfloat16, 512),
+        (torch.bfloat16, 513),
     )
 ] + [(dataclasses.replace(PUBLISHED, blocks_per_head=2), torch.bfloat16, 50)]
 
@@ -73,9 +90,13 @@ def said(spec: StudentSpec, dtype: torch.dtype, beams: int) -> str:
     taken = []
     for launches in (1, 2):
         cuts = tensor_core_cuts(spec, dtype, beams, launches)
-        assert bool(reason) == (not cuts)
         if reason:
+            assert not cuts
             return reason
+        assert cuts or launches == 2
+        if not cuts:
+            assert two_launches_why_not(spec, dtype, beams)
+            break
         taken += [next(cut for cut in cuts if batch <= cut.most_requests) for batch in BATCHES]
     return "".join(f"{cut.cluster}/{cut.group} " for cut in taken)
 
@@ -95,10 +116,24 @@ def test_the_grid_has_every_kind_of_answer(launches: list[str]) -> None:
 
 
 def test_a_cut_says_where_it_stands_in_for_another() -> None:
-    usual = tensor_core_cuts(PUBLISHED, torch.bfloat16, 50)
-    assert not any(cut.reason.endswith("more shared memory than there is") for cut in usual)
+    wide = dataclasses.replace(PUBLISHED, codes_per_level=(8192,) * 3)
+    tables = [
+        tensor_core_cuts(spec, torch.bfloat16, beams)
+        for spec, beams in ((PUBLISHED, 50), (PUBLISHED, 512), (wide, 50))
+    ]
+    reasons = [cut.reason for cuts in tables for cut in cuts]
+    assert len(set(reasons)) == len(reasons)
+    assert not any(reason.endswith("more shared memory than there is") for reason in reasons)
     for point in GRID:
         cuts, before = tensor_core_cuts(*point), 0
+        usual = next(
+            (
+                table
+                for table in tables
+                if any(cut.reason.startswith(other.reason) for cut in cuts for other in table)
+            ),
+            (),
+        )
         for cut in cuts:
             inside = [other for other in usual if before < other.most_requests <= cut.most_requests]
             alone = [other[:4] for other in inside] == [cut[:4]]
@@ -107,17 +142,29 @@ def test_a_cut_says_where_it_stands_in_for_another() -> None:
 
 
 def test_nothing_wider_fits_where_something_narrower_does_not() -> None:
-    codes, widths = (1024,) * 8, range(32, 2049, 32)
+    codes, widths = (8192,) * 8, range(32, 2049, 32)
     fits = [
         not tensor_cores_why_not(
             dataclasses.replace(PUBLISHED, codes_per_level=codes, hidden_dim=hidden, dim=1024),
             torch.bfloat16,
-            50,
+            512,
         )
         for hidden in widths
     ]
     assert fits == sorted(fits, reverse=True)
     assert {True, False} == set(fits)
+
+
+def test_every_width_fits_with_many_beams_and_codes() -> None:
+    for codes, dim in (
+        ((256,) * 4, 128),
+        ((1024,) * 4, 128),
+        ((8192,) * 3, 128),
+        ((8192,) * 3, 1024),
+    ):
+        for hidden in range(32, 2049, 32):
+            spec = dataclasses.replace(PUBLISHED, codes_per_level=codes, hidden_dim=hidden, dim=dim)
+            assert tensor_cores_why_not(spec, torch.float16, 512) == "", spec
 
 
 def test_levels_are_counted() -> None:

@@ -42,8 +42,8 @@ def test_tensor_cores_take_the_published_sweep(hidden: int, dtype: torch.dtype) 
         ({"hidden_dim": 2080}, "hidden_dim"),
         ({"dim": 72}, "dim"),
         ({"blocks_per_head": 2}, "blocks_per_head"),
-        ({"num_beams": 129}, "num_beams"),
-        ({"codes_per_level": (4, 1025)}, "codes_per_level"),
+        ({"num_beams": 513}, "num_beams"),
+        ({"codes_per_level": (4, 8193)}, "codes_per_level"),
     ],
 )
 def test_other_sizes_take_the_plain_kernel_and_say_why(options: dict[str, Any], named: str) -> None:

@@ -206,7 +206,7 @@ def test_everything_ties(backend: str, device: torch.device, normalisation: str)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 20, 300])
-@pytest.mark.parametrize("num_beams", [50, 100])
+@pytest.mark.parametrize("num_beams", [50, 100, 300, 512])
 @pytest.mark.parametrize("dense", [False, True])
 def test_more_equal_scores_than_a_selector_has_room_for(
     backend: str, device: torch.device, dense: bool, num_beams: int, batch: int, dtype: str

@@ -87,6 +87,8 @@ CASES: dict[str, dict[str, Any]] = {
 HALF = (
     "L1",
     "C256, full nodes",
+    "C8192 first",
+    "512 beams",
     "L8",
     "H768 blocks 2",
     "D80 A40, one head",

@@ -225,14 +225,13 @@ py::list tensor_core_cuts(bool half, int dim, int hidden_dim, int blocks_per_hea
   auto problem =
       decode_of_sizes(half, dim, hidden_dim, blocks_per_head, codes_per_level, num_beams);
   std::vector<Range> ranges;
-  if (cuda::sm90::why_not(problem) == nullptr) {
-    for (const cuda::sm90::Cut* cut = cuda::sm90::cuts_of(launches);; ++cut) {
-      problem.batch = cut->most_requests;
+  if (cuda::sm90::why_not(problem) == nullptr && (launches == 1 || !cuda::sm90::is_wide(problem))) {
+    for (const cuda::sm90::Cut& cut : cuda::sm90::cuts_of(problem, launches)) {
+      problem.batch = cut.most_requests;
       const cuda::sm90::Cut* taken = cuda::sm90::cut_of(problem, launches);
       if (ranges.empty() || ranges.back().cut != taken) ranges.push_back({0, taken, false});
-      ranges.back().most_requests = cut->most_requests;
-      ranges.back().instead |= taken->most_requests != cut->most_requests;
-      if (cut->most_requests == INT_MAX) break;
+      ranges.back().most_requests = cut.most_requests;
+      ranges.back().instead |= taken->most_requests != cut.most_requests;
     }
   }
   py::list rows;

@@ -59,6 +59,8 @@ def two_launches_why_not(spec: StudentSpec, dtype: torch.dtype, num_beams: int) 
     plain = tensor_cores_why_not(spec, dtype, num_beams)
     if plain:
         return f"its plain kernel decodes: {plain}"
+    if not tensor_core_cuts(spec, dtype, num_beams, launches=2):
+        return "many beams or wide codebooks, which one launch decodes"
     if not readout_on_tensor_cores(spec, dtype):
         return "its plain readout takes the attention's sizes"
     return ""
@@ -68,7 +70,7 @@ def tensor_core_cuts(
     spec: StudentSpec, dtype: torch.dtype, num_beams: int, launches: int = 1
 ) -> tuple[Cut, ...]:
     """The cut of each range of batches, of two launches that of the second; () where the plain
-    kernel decodes."""
+    kernel decodes, or where there are no two launches."""
     rows = host_library().tensor_core_cuts(**_sizes(spec, dtype, num_beams), launches=launches)
     return tuple(Cut(*row) for row in rows)
 

@@ -97,9 +97,41 @@ std::vector<Case> fixed_cases(bool small) {
     c.dim = 128, c.hidden_dim = 512, c.num_items = 5000, c.num_beams = 50, c.excluded = 100;
     c.batch = small ? 3 : 40;
   }
+  {
+    Case& c = add("129 beams, codebook", fp16, {40, 30, 20});
+    c.num_beams = 129, c.k = 50, c.hidden_dim = 96, c.codebook = c.tuned = true;
+    c.num_items = 3000, c.batch = 9;
+  }
+  {
+    Case& c = add("512 beams, exclusion, from states", bf16, {60, 50, 20});
+    c.num_beams = c.k = 512, c.num_items = small ? 4000 : 9000, c.excluded = 100;
+    c.unavailable = 0.2, c.tokens = 9, c.batch = small ? 2 : 20;
+  }
+  {
+    Case& c = add("8192 codes", bf16, {8192, 8192, 300});
+    c.hidden_dim = 32, c.num_items = 20000, c.num_beams = 20, c.k = 20, c.broken = true;
+  }
+  {
+    Case& c = add("nodes with thousands of children", fp16, {2, 3000, 9});
+    c.num_items = 6000, c.num_beams = 60, c.k = 20, c.batch = 5;
+  }
   if (small) return cases;
   {
-    Case& c = add("the same, fp32, from states", fp32, {256, 256, 256, 256});
+    Case& c = add("257 beams of 4 x 256 codes", bf16, {256, 256, 256, 256});
+    c.dim = 128, c.hidden_dim = 512, c.num_items = 20000, c.num_beams = 257, c.k = 100;
+    c.batch = 20;
+  }
+  {
+    Case& c = add("codebook of 3 x 2000 codes", bf16, {1025, 2000, 1500});
+    c.dim = 64, c.hidden_dim = 544, c.num_items = 20000, c.num_beams = 50, c.k = 20, c.batch = 5;
+    c.codebook = true;
+  }
+  {
+    Case& c = add("only children of 300 beams, H 2048", fp16, {1100, 20, 9});
+    c.hidden_dim = 2048, c.only_children = true, c.num_items = 900, c.num_beams = 300, c.k = 20;
+  }
+  {
+    Case& c = add("50 beams, fp32, from states", fp32, {256, 256, 256, 256});
     c.dim = 128, c.hidden_dim = 512, c.num_items = 5000, c.num_beams = 50, c.k = 50;
     c.tokens = 82, c.head_dim = 96, c.ffn_dim = 1024;
   }

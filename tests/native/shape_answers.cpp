@@ -3,7 +3,7 @@
 //
 // Reads lines "half dim hidden blocks beams levels codes.." and prints for each why the plain
 // kernel decodes, or the cluster and group of each batch in `kBatches`, then those of the second of
-// two launches. Fills a problem as
+// two launches where there are two. Fills a problem as
 // csrc/torch does, and asks for both operators and several lengths of histories: exit status 1
 // where these decide.
 #include <cstdio>
@@ -24,6 +24,7 @@ std::string answer(BeamDecodeProblem& problem) {
   if (const char* reason = sm90::why_not(problem)) return reason;
   std::string cuts;
   for (const int launches : {1, 2}) {
+    if (launches == 2 && sm90::is_wide(problem)) break;
     for (const int64_t batch : kBatches) {
       problem.batch = batch;
       const sm90::Shape shape = sm90::shape_of(problem, launches);

@@ -17,8 +17,8 @@
 namespace sidmlp::cuda::sm90 {
 
 struct BeamState {               // in shared memory
-  int first_key[kMaxBeams + 1];  // where the keys of each beam's children go; at the end their sum
-  int heads[kMaxBeams];          // ranks of the beams that need a head, ascending
+  int first_key[kFewBeams + 1];  // where the keys of each beam's children go; at the end their sum
+  int heads[kFewBeams];          // ranks of the beams that need a head, ascending
   int num_heads;
   int num_survivors;  // of TopK
   Exclusion exclusion;
@@ -509,7 +509,7 @@ struct Search {
   __device__ __forceinline__ int child_keys(int level, int count) const {
     look_up(beams(level), count);
     const int found = state.first_key[count];
-    const int most_heads = dense(level) ? shape.rows << shape.team_shift : kMaxBeams;
+    const int most_heads = dense(level) ? shape.rows << shape.team_shift : kFewBeams;
     Pass pass{0, count, 0, state.num_heads, 0};
     const bool one_pass = found <= shape.key_capacity && pass.last_head <= most_heads;
     // The rest is rare. Out of line it costs a block that is alone nothing, another one registers
@@ -528,7 +528,7 @@ struct Search {
   __device__ __forceinline__ int keys_by_pass(int level, int count, Pass pass,
                                               bool one_pass) const {
     int team_shift = shape.team_shift, rank_in_team = team_rank();
-    const int most_heads = dense(level) ? shape.rows : kMaxBeams;
+    const int most_heads = dense(level) ? shape.rows : kFewBeams;
     if (!one_pass) {
       team_shift = rank_in_team = 0;
       pass = next_pass(state, shape, Pass{}, 0, count, most_heads);

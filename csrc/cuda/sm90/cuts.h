@@ -1,13 +1,15 @@
 // Which sizes the sm90 kernels take, and how a batch is cut among clusters of thread blocks. Plain
-// C++: the host module shows this table to Python.
+// C++: the host module shows these tables to Python.
 #pragma once
 
 #include <climits>
 
 namespace sidmlp::cuda::sm90 {
 
-constexpr int kMaxBeams = 128;
-constexpr int kMaxCodes = 1024;
+constexpr int kMaxBeams = 512;
+constexpr int kMaxCodes = 8192;
+constexpr int kFewBeams = 128;  // beam.cuh takes so many beams and codes, wide_beam.cuh more
+constexpr int kFewCodes = 1024;
 constexpr int kMaxDim = 1024;
 constexpr int kMaxHidden = 2048;
 
@@ -38,6 +40,25 @@ constexpr Cut kCuts[] = {
      "two requests a block share first products; batch 512: 142, (1,2,2) 164, (2,2,2) 168"},
 };
 
+// Cuts of wide_beam.cuh, whose blocks have one request and a multiprocessor each: of many beams,
+// and of wide codebooks, where level 1's weights (8 MB of 8,192 codes at H = 512) are read once a
+// group. Measured as above, with 12,101 items, 512 beams of 4 x 256 codes and 24,000 items, 50
+// beams of 3 x 8,192.
+constexpr Cut kBeamCuts[] = {
+    {15, 8, 1, 1, "many beams, the chip is idle: eight blocks a request"},
+    {30, 4, 1, 1, "many beams: four blocks a request"},
+    {66, 2, 1, 1, "many beams: two blocks a request"},
+    {INT_MAX, 2, 2, 1, "many beams: a block a request; batch 512: 748, (4,4,1) 897, (8,8,1) 892"},
+};
+constexpr Cut kCodeCuts[] = {
+    {15, 8, 1, 1, "wide codebooks, the chip is idle: eight blocks a request"},
+    {60, 8, 4, 1, "wide codebooks: two blocks a request"},
+    {INT_MAX, 8, 8, 1,
+     "wide codebooks: a block a request; batch 512: 413, (4,4,1) 589, (2,2,1) 795"},
+    {INT_MAX, 2, 2, 1,
+     "wide codebooks: a block a request, where eight need more shared memory than there is"},
+};
+
 // What the choice between kernels depends on.
 struct DecodeSizes {
   bool half;  // bf16 or fp16 weights
@@ -56,8 +77,8 @@ constexpr const char* why_not(const DecodeSizes& sizes) {
     return "hidden_dim: expected a multiple of 32 up to 2048";
   if (sizes.dim % 16 != 0 || sizes.dim > kMaxDim)
     return "dim: expected a multiple of 16 up to 1024";
-  if (sizes.num_beams > kMaxBeams) return "num_beams: expected at most 128";
-  if (sizes.most_codes > kMaxCodes) return "codes_per_level: expected at most 1024";
+  if (sizes.num_beams > kMaxBeams) return "num_beams: expected at most 512";
+  if (sizes.most_codes > kMaxCodes) return "codes_per_level: expected at most 8192";
   return nullptr;
 }
 

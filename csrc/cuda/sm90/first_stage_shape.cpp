@@ -84,6 +84,7 @@ int64_t first_stage_bytes(const BeamDecodeProblem& problem, const FirstStageShap
 
 const char* two_launches_why_not(const BeamDecodeProblem& problem) {
   if (const char* reason = why_not(problem)) return reason;
+  if (is_wide(problem)) return "many beams or wide codebooks, which one launch decodes";
   // Contexts that are given need no readout, whose sizes are then all zero.
   const bool reads = problem.context == nullptr && problem.readout.dim > 0;
   if (reads && !reads_on_tensor_cores(sizes_of(problem.readout)))

@@ -47,9 +47,6 @@ constexpr Cut kLevelCuts[] = {
      "two requests on a multiprocessor; batch 512: 155, (1,2,2) 154; 4096: 1,045, (1,2,2) 1,052"},
 };
 
-// In ascending order; the last takes any batch.
-constexpr const Cut* cuts_of(int launches) { return launches == 2 ? kLevelCuts : kCuts; }
-
 // Byte offsets into dynamic shared memory of a block.
 struct FirstStageShape {
   int cluster_shift, group;

@@ -11,6 +11,10 @@ const void* beam_decode_fp16(int hidden, int resident);
 const void* decode_states_bf16(int hidden, int resident);
 const void* decode_states_fp16(int hidden, int resident);
 
+// Both operators of many beams or codes (wide_kernel.cuh).
+const void* decode_wide_bf16(int hidden);
+const void* decode_wide_fp16(int hidden);
+
 // Of a decode in two launches; the levels are beam_decode's kernels.
 const void* first_stage_bf16(int hidden, bool states);
 const void* first_stage_fp16(int hidden, bool states);

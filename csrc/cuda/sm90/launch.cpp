@@ -25,8 +25,10 @@ cudaError_t launch(const BeamDecodeProblem& problem, const Shape& shape, void* w
                              : (bf16 ? decode_states_bf16 : decode_states_fp16);
   void* arguments[] = {const_cast<BeamDecodeProblem*>(&problem), const_cast<Shape*>(&shape),
                        &workspace};
-  return launch_clusters(kernel_of(hidden, shape.resident), shape.cluster,
-                         num_blocks(problem, shape), shape.shared_bytes, arguments, stream);
+  const void* kernel = shape.wide ? (bf16 ? decode_wide_bf16 : decode_wide_fp16)(hidden)
+                                  : kernel_of(hidden, shape.resident);
+  return launch_clusters(kernel, shape.cluster, num_blocks(problem, shape), shape.shared_bytes,
+                         arguments, stream);
 }
 
 cudaError_t launch(const BeamDecodeProblem& problem, const FirstStageShape& first,

@@ -148,12 +148,17 @@ inline ReadoutShape readout_shape(const ReadoutSizes& sizes, int64_t tokens, con
   return s;
 }
 
+// However many tokens there are.
+inline bool readout_fits(const ReadoutSizes& sizes, const Cut& cut) {
+  return readout_shape(sizes, int64_t{1} << 31, cut).bytes <= kSharedBytes;
+}
+
 // Whether tensor cores read out: a matter of the model alone, as they round otherwise.
 inline bool reads_on_tensor_cores(const ReadoutSizes& sizes) {
   if (!sizes.half || sizes.num_heads < 1 || sizes.dim < 16 || sizes.dim > kMaxDim) return false;
   if (sizes.dim % 16 != 0 || sizes.head_dim % 16 != 0 || sizes.ffn_dim % 16 != 0) return false;
   for (const Cut& cut : kCuts)
-    if (readout_shape(sizes, int64_t{1} << 31, cut).bytes > kSharedBytes) return false;
+    if (!readout_fits(sizes, cut)) return false;
   return true;
 }
 

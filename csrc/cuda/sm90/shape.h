@@ -22,6 +22,11 @@ constexpr int kBins = 1024;   // of the top-k's histogram
 constexpr int kSurvivors = 256;
 constexpr int kDirect = 128;  // keys that are ranked without a histogram
 
+// Of wide_beam.cuh.
+constexpr int kWideSurvivors = 1024;
+constexpr int kChunk = 256;               // codes whose logits are in shared memory at once
+constexpr int kChunkStride = kChunk + 8;  // floats of a row of them: four lie in different banks
+
 // Bytes from a hidden row to the next: eight rows lie in different banks.
 constexpr int hidden_row_bytes(int hidden_dim) { return (2 * hidden_dim + 127) / 128 * 128 + 16; }
 constexpr int kFixed = 2048;  // static shared memory of the kernel, rounded up
@@ -45,6 +50,12 @@ struct Shape {
   bool tensor_core_readout;
   ReadoutShape readout;
   ContextReadoutLayout plain_readout;
+  // Many beams or codes: wide_beam.cuh.
+  bool wide;
+  int root_tiles;   // tiles of 16 codes of level 1 whose partial sums are kept at once
+  int staged_rows;  // of prefix tables, by a warp
+  // BeamKey [team][num_beams], int [beams], int [beams + 1]
+  int exchange, head_list, first_key;
   int level_bytes;   // of all that is not the readout's
   int shared_bytes;  // of a block
 };
@@ -53,9 +64,23 @@ struct Shape {
 // of tokens decides: the plain kernel rounds otherwise, and they must not change a result.
 const char* why_not(const BeamDecodeProblem& problem);
 
+// Whether wide_beam.cuh decodes what why_not takes, in one launch: a matter of model and settings.
+bool is_wide(const BeamDecodeProblem& problem);
+
+// The cuts of a kernel, by batch.
+struct Cuts {
+  const Cut* first;
+  const Cut* last;
+
+  const Cut* begin() const { return first; }
+  const Cut* end() const { return last; }
+};
+
+// Of the kernel that takes the problem. Like why_not, this, is_wide and cut_of read sizes and no
+// pointer, and want sizes that why_not(DecodeSizes) takes. launches: 2 for the second of two.
+Cuts cuts_of(const BeamDecodeProblem& problem, int launches = 1);
+
 // The cut for the batch, or else any that fits: cuts do not change results. nullptr: none fits.
-// Like why_not it reads sizes and no pointer, and wants sizes that why_not(DecodeSizes) takes.
-// launches: 2 for the second of two.
 const Cut* cut_of(const BeamDecodeProblem& problem, int launches = 1);
 
 Shape shape_of(const BeamDecodeProblem& problem, int launches = 1);
