@@ -1,8 +1,8 @@
 """How token ids become states: the backend's fused operator, or plain PyTorch and why.
 
     "auto"          the operator where the backend has one for the encoder, else PyTorch
-    "throughput"    the operator, a block of threads for each request
-    "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request
+    "throughput"    the operator, a block of threads for several requests at once
+    "cluster1", "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request
     "torch"         PyTorch
 
 A form that names the operator raises where the backend has none. States have the same bits in every
@@ -26,7 +26,14 @@ from .ops.library import operator
 from .spec import T5Spec, check_choice
 
 # What the operators call them.
-_FORM_NUMBERS = {"auto": 0, "throughput": 1, "cluster2": 2, "cluster4": 4, "cluster8": 8}
+_FORM_NUMBERS = {
+    "auto": 0,
+    "throughput": 1,
+    "cluster1": 16,
+    "cluster2": 2,
+    "cluster4": 4,
+    "cluster8": 8,
+}
 FORMS = (*_FORM_NUMBERS, "torch")
 
 EncoderModule = T5Encoder | MLPEncoder

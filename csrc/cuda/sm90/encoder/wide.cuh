@@ -506,7 +506,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   for (int64_t segment = 0; segment < tokens.batch; segment += kSegment) {
     const int count = static_cast<int>(min(static_cast<int64_t>(kSegment), tokens.batch - segment));
     share_of_segment(tokens, segment, count, static_cast<int>(blockIdx.x),
-                     static_cast<int>(gridDim.x), reinterpret_cast<int*>(shared.keys), state);
+                     static_cast<int>(gridDim.x), kWideTiles, shared.keys, state);
     const int64_t end = segment + state.end;
     for (int64_t first = segment + state.begin; first < end;) {
       const Group group = form_group(tokens, first, end, kWideTiles, nullptr, state);
