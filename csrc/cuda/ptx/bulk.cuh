@@ -17,6 +17,10 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(arrivals)
+               : "memory");
+}
 // Whether the phase of this parity has ended.
 __device__ __forceinline__ bool barrier_try(uint32_t barrier, uint32_t parity) {
   uint32_t done;
@@ -50,6 +54,16 @@ __device__ __forceinline__ void bulk_copy_to_peer(uint32_t to, uint32_t from, ui
 // What this thread stored in shared memory is there for tensor cores and the copy engine.
 __device__ __forceinline__ void async_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// The most registers of a thread from here on, for all warps of a warpgroup: more than at the launch
+// when others have given theirs up.
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 // `threads` threads, all that name the barrier `id` (1 .. 15).
 __device__ __forceinline__ void named_barrier(int id, int threads) {

@@ -20,6 +20,9 @@ __device__ __forceinline__ uint32_t here(uint32_t x) {
   return x;
 }
 
+// The same in every lane, and known to be: else branches on it would serialise wgmma.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
+
 // An accumulator [64, 16 * kSteps] as the left operand of the next product; value(element, row of
 // two).
 template <class W, int kSteps, class Value>

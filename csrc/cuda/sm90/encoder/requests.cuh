@@ -1,6 +1,7 @@
 // Which requests a block takes, and their valid tokens as rows.
 #pragma once
 
+#include "cuda/ptx/bulk.cuh"
 #include "cuda/sm90/encoder/shape.h"
 #include "cuda/warp.cuh"
 
@@ -31,6 +32,9 @@ struct EncodeState {
   int counts[kBlockWarps];
   int sums[kBlockWarps];
   int begin, end;
+
+  // Of the warps that compute; there may be others.
+  __device__ __forceinline__ static void barrier() { ptx::named_barrier(15, kThreadCount); }
 };
 
 __device__ __forceinline__ int valid_tokens(const TokensView& tokens, int64_t request) {
@@ -52,15 +56,15 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
   constexpr int kBegins = 1 << 30;  // a pass begins with this request
   auto* const tiles = static_cast<int*>(scratch);
   const int tid = static_cast<int>(threadIdx.x);
-  __syncthreads();          // the last segment's share was read
+  State::barrier();         // the last segment's share was read
   if (count <= clusters) {  // one each
     if (tid == 0) state.begin = min(index, count), state.end = min(index + 1, count);
-    __syncthreads();
+    State::barrier();
     return;
   }
   for (int i = tid; i < kSegment; i += State::kThreadCount) tiles[i] = 0;
   if (tid == 0) state.begin = state.end = count;
-  __syncthreads();
+  State::barrier();
   const uint8_t* mask = tokens.mask + first * tokens.tokens;
   const int64_t bytes = static_cast<int64_t>(count) * tokens.tokens;
   const int head =
@@ -87,10 +91,10 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
       done += width;
     }
   }
-  __syncthreads();
+  State::barrier();
   for (int i = tid; i < count; i += State::kThreadCount)
     tiles[i] = (tiles[i] + kTileRows - 1) / kTileRows;
-  __syncthreads();
+  State::barrier();
   // The pass after one that begins with request i begins with next[i]; then two, four .. passes
   // on, and each time as many more are known to begin one.
   auto* next = reinterpret_cast<uint16_t*>(tiles + kSegment);
@@ -101,10 +105,10 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
       sum += tiles[to++];
     next[i] = static_cast<uint16_t>(to);
   }
-  __syncthreads();
+  State::barrier();
   if (tid == 0) tiles[0] |= kBegins;
   for (int passes = 1; passes < count; passes *= 2) {
-    __syncthreads();
+    State::barrier();
     for (int i = tid; i < count; i += State::kThreadCount) {
       const int to = next[i];
       if (to < count && (tiles[i] & kBegins) != 0) atomicOr(tiles + to, kBegins);
@@ -113,7 +117,7 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
     auto* const swap = next;
     next = further, further = swap;
   }
-  __syncthreads();
+  State::barrier();
   // A request of more tiles than a pass has counts as often as it fills one.
   const auto passes_at = [&](int i) {
     return (tiles[i] & kBegins) == 0 ? 0
@@ -133,7 +137,7 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
     if (lane_index() >= distance) before += other;
   }
   if (lane_index() == kWarp - 1) state.sums[warp_index()] = before;
-  __syncthreads();
+  State::barrier();
   for (int w = 0; w < State::kWarpCount; ++w) {
     if (w < warp_index()) sum += state.sums[w];
     all += state.sums[w];
@@ -149,7 +153,7 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
     if (passes > 0 && sum >= high) atomicMin(&state.end, request);
     sum += passes;
   }
-  __syncthreads();
+  State::barrier();
 }
 
 // The longest group of requests first, first + 1, .. (before `end`) that fits in `tiles` tiles, and
@@ -158,12 +162,12 @@ template <class State>
 __device__ __forceinline__ Group form_group(const TokensView& tokens, int64_t first, int64_t end,
                                             int tiles, int* long_position, State& state) {
   const int warp = warp_index(), lane = lane_index();
-  __syncthreads();  // the last group is done
+  State::barrier();  // the last group is done
   if (first + warp < end) {
     const int count = valid_tokens(tokens, first + warp);
     if (lane == 0) state.counts[warp] = count;
   }
-  __syncthreads();
+  State::barrier();
   Group group{first, 0, 0, false};
   int own_first = -1;  // row of this warp's request
   for (int i = 0; i < State::kWarpCount && first + i < end; ++i) {

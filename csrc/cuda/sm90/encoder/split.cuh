@@ -4,8 +4,8 @@
 // Two warpgroups own 64 rows each; one without rows stays out. Every left operand is in registers:
 // normed rows for a half layer, queries, softmax weights, mixed values and hidden columns from
 // accumulators. Shared memory holds keys and values of a head, and weights: pieces of 16 KB in the
-// order of use, copied in bulk into a ring, where the last warp that has used a piece sends for
-// another. split_alone.cuh and split_cluster.cuh have the residual, which the two keep differently.
+// order of use, which a warp of its own copies in bulk into a ring. split_alone.cuh and
+// split_cluster.cuh have the residual, which the two keep differently.
 #pragma once
 
 #include "cuda/ptx/bulk.cuh"
@@ -15,7 +15,7 @@
 
 namespace sidmlp::cuda::sm90 {
 
-constexpr int kSplitWarps = kSplitThreads / kWarp;
+constexpr int kSplitWarps = 8;           // that compute
 constexpr int kSumBytes = 4 * kWideDim;  // of a row of fp32 sums
 
 template <int kBlocks>
@@ -31,9 +31,8 @@ struct SplitShared {
   char normed[kAlone ? 16 : 2 * kSplitRows * kRowBytes];              // columns 0-63, then 64-127
   char received[kAlone ? 16 : kBlocks - 1][kAlone ? 1 : kPeerBytes];  // peers' parts, own rows
   alignas(16) int position[kSplitRows];  // of a row's token in its request; 0 where there is none
-  alignas(8) uint64_t full[kStages];
+  alignas(8) uint64_t full[kStages], empty[kStages];
   uint64_t reduced, gathered;  // peers' parts, peers' normed rows are there
-  int released[kStages];       // warps that are done with the piece
   alignas(16) float bias[4];   // [heads of the block][2 T - 1]; alone, then gains [2 L + 1][D]
 };
 static_assert(sizeof(SplitShared<8>::heads) == kSplitRows * kSumBytes, "a part of the sums");
@@ -60,59 +59,45 @@ struct SplitPart {
   __device__ __forceinline__ int pieces() const { return 4 * heads + 2 * chunks; }
 };
 
-// The ring of weights, in the order of use.
+// Piece i of a layer -> a stage.
+template <class Shared>
+__device__ __forceinline__ void fetch_piece(const T5View& model, const SplitPart& part, int layer,
+                                            int i, int stage, Shared& shared) {
+  const int heads = model.num_heads, chunks = model.ffn_dim / 64;
+  int first, apart = 1;  // blocks of a matrix [N, 128] are whole pieces; of [128, K], two blocks
+  if (i < 4 * part.heads) {
+    const int head = part.first_head + i / 4, kind = i % 4;
+    first = kind == 3 ? 6 * heads + head
+                      : 2 * ((kind == 0   ? heads
+                              : kind == 1 ? 2 * heads
+                                          : 0) +
+                             head);
+    if (kind == 3) apart = heads;
+  } else {
+    i -= 4 * part.heads;
+    const bool last = i / 4 * 2 + 1 == part.chunks;  // of an odd number
+    const bool out = last ? i % 4 == 1 : i % 4 >= 2;
+    const int c = part.first_chunk + i / 4 * 2 + (last ? 0 : i % 2);
+    first = out ? 8 * heads + 2 * chunks + c : 8 * heads + 2 * c;
+    if (out) apart = chunks;
+  }
+  const uint32_t barrier = ptx::shared_address(&shared.full[stage]);
+  const uint32_t to = ptx::shared_address(shared.stages[stage]);
+  const char* from = static_cast<const char*>(model.tiles) +
+                     static_cast<int64_t>(layer) * (8 * heads + 4 * chunks) * kTileBytes;
+  ptx::barrier_expect(barrier, kPieceBytes);
+  ptx::bulk_copy(to, from + static_cast<int64_t>(first) * kTileBytes, kTileBytes, barrier);
+  ptx::bulk_copy(to + kTileBytes, from + static_cast<int64_t>(first + apart) * kTileBytes,
+                 kTileBytes, barrier);
+}
+
+// A reader's place in the ring of weights.
 template <int kBlocks>
 struct SplitRing {
-  using Shared = SplitShared<kBlocks>;
-  static constexpr int kStages = Shared::kStages;
+  static constexpr int kStages = SplitShared<kBlocks>::kStages;
 
-  const T5View& model;
-  const SplitPart& part;
-  int stage, parity;       // of the oldest piece in use
-  int ahead, ahead_layer;  // the piece that takes its place
+  int stage, parity;  // of the oldest piece in use
 
-  // Piece i of a layer -> a stage.
-  __device__ __forceinline__ void fetch(int layer, int i, int to_stage) const {
-    const int heads = model.num_heads, chunks = model.ffn_dim / 64;
-    int first, apart = 1;  // blocks of a matrix [N, 128] are whole pieces; of [128, K], two blocks
-    if (i < 4 * part.heads) {
-      const int head = part.first_head + i / 4, kind = i % 4;
-      first = kind == 3 ? 6 * heads + head
-                        : 2 * ((kind == 0   ? heads
-                                : kind == 1 ? 2 * heads
-                                            : 0) +
-                               head);
-      if (kind == 3) apart = heads;
-    } else {
-      i -= 4 * part.heads;
-      const bool last = i / 4 * 2 + 1 == part.chunks;  // of an odd number
-      const bool out = last ? i % 4 == 1 : i % 4 >= 2;
-      const int c = part.first_chunk + i / 4 * 2 + (last ? 0 : i % 2);
-      first = out ? 8 * heads + 2 * chunks + c : 8 * heads + 2 * c;
-      if (out) apart = chunks;
-    }
-    auto& shared = split_shared<kBlocks>();
-    const uint32_t barrier = ptx::shared_address(&shared.full[to_stage]);
-    const uint32_t to = ptx::shared_address(shared.stages[to_stage]);
-    const char* from = static_cast<const char*>(model.tiles) +
-                       static_cast<int64_t>(layer) * (8 * heads + 4 * chunks) * kTileBytes;
-    ptx::barrier_expect(barrier, kPieceBytes);
-    ptx::bulk_copy(to, from + static_cast<int64_t>(first) * kTileBytes, kTileBytes, barrier);
-    ptx::bulk_copy(to + kTileBytes, from + static_cast<int64_t>(first + apart) * kTileBytes,
-                   kTileBytes, barrier);
-  }
-  __device__ __forceinline__ void step_ahead() {
-    if (++ahead < part.pieces()) return;
-    ahead = 0;
-    if (++ahead_layer == model.num_layers) ahead_layer = 0;
-  }
-  // Every thread keeps count; `begins`: one of them also sends for the first pieces.
-  __device__ __forceinline__ void begin(bool begins) {
-    for (int i = 0; i < kStages && part.pieces() > 0; ++i) {
-      if (begins) fetch(ahead_layer, ahead, i);
-      step_ahead();
-    }
-  }
   // The oldest piece in use, or one `further` on, is there; its shared address.
   __device__ __forceinline__ uint32_t await(int further = 0) const {
     int at = stage + further, phase = parity;
@@ -123,36 +108,29 @@ struct SplitRing {
     __syncwarp();
     return ptx::shared_address(shared.stages[at]);
   }
+  // This warp is done with the oldest piece, and `warps` are to say so.
   __device__ __forceinline__ void release(int warps) {
-    __syncwarp();
-    if (lane_index() == 0) {
-      int* count = &split_shared<kBlocks>().released[stage];
-      __threadfence_block();
-      if (atomicAdd(count, 1) == warps - 1) {
-        *count = 0;
-        __threadfence_block();
-        fetch(ahead_layer, ahead, stage);
-      }
-    }
-    __syncwarp();
-    step_ahead();
+    if (lane_index() == 0)
+      ptx::barrier_arrive(ptx::shared_address(&split_shared<kBlocks>().empty[stage]),
+                          kSplitWarps / warps);
+    step();
+  }
+  __device__ __forceinline__ void step() {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
-  // A request that other warps computed.
-  __device__ __forceinline__ void pass() {
-    const int end = stage + part.pieces() * model.num_layers;
+  // `pieces` that others used.
+  __device__ __forceinline__ void pass(int pieces) {
+    const int end = stage + pieces;
     parity ^= end / kStages & 1;
     stage = end % kStages;
-  }
-  __device__ __forceinline__ void finish() const {  // no copy outlives the block
-    if (part.pieces() == 0) return;
-    for (int i = 0; i < kStages; ++i) await(i);
   }
 };
 
 template <class W, bool kRelu, int kBlocks>
 struct SplitEncoder {
   using Shared = SplitShared<kBlocks>;
+  // In clusters of two, where a warp finishes most rows, their residual has those registers.
+  static constexpr bool kNormedInRegisters = kBlocks != 2;
 
   const EncodeT5Problem& problem;
   const SplitPart& part;
@@ -161,8 +139,8 @@ struct SplitEncoder {
   int64_t request;
   int count, tiles, active;  // tokens of the request, its tiles of 16 rows, warpgroups with rows
   int buffer;                // of heads
-  uint32_t a[8][4];          // normed rows
-  float x[16][4];            // alone the residual, else this block's part of what is added to it
+  uint32_t a[kNormedInRegisters ? 8 : 1][4];  // normed rows
+  float x[16][4];  // alone the residual, else this block's part of what is added to it
 
   __device__ __forceinline__ static Shared& shared() { return split_shared<kBlocks>(); }
   __device__ __forceinline__ void barrier() const { ptx::named_barrier(1, 128 * active); }
@@ -171,11 +149,22 @@ struct SplitEncoder {
   // sum <- normed rows times the piece of 64 columns at `at`: begun, not waited for.
   __device__ __forceinline__ void begin_product(uint32_t at, float (&sum)[8][4]) const {
     const uint64_t b = ptx::swizzled_descriptor(here(at));
-    ptx::wgmma_registers<W, false>(sum, a[0][0], a[0][1], a[0][2], a[0][3], b);
+    const auto step = [](int k, int half_bytes) { return (k / 4 * half_bytes + k % 4 * 32) / 16; };
+    if constexpr (kNormedInRegisters) {
+      ptx::wgmma_registers<W, false>(sum, a[0][0], a[0][1], a[0][2], a[0][3], b);
 #pragma unroll
-    for (int k = 1; k < 8; ++k)
-      ptx::wgmma_registers<W, true>(sum, a[k][0], a[k][1], a[k][2], a[k][3],
-                                    b + (k / 4 * kTileBytes + k % 4 * 32) / 16);
+      for (int k = 1; k < 8; ++k)
+        ptx::wgmma_registers<W, true>(sum, a[k][0], a[k][1], a[k][2], a[k][3],
+                                      b + step(k, kTileBytes));
+    } else {
+      const uint64_t rows = ptx::swizzled_descriptor(
+          here(ptx::shared_address(shared().normed) + group * 64 * kRowBytes));
+      ptx::wgmma_shared<W, false>(sum, rows, b);
+#pragma unroll
+      for (int k = 1; k < 8; ++k)
+        ptx::wgmma_shared<W, true>(sum, rows + step(k, kSplitRows * kRowBytes),
+                                   b + step(k, kTileBytes));
+    }
     ptx::wgmma_commit();
   }
   // x += 64 columns in registers times the piece at `at`: begun, not waited for.
@@ -257,8 +246,9 @@ struct SplitEncoder {
       release();
       to_operand<W>(sum, q, [](float v, int) { return v; });
     };
-    // While the queries are computed, but for clusters of two: their residual fills the registers.
-    if constexpr (kBlocks == 2) take_queries();
+    // While the queries are computed, where registers suffice.
+    constexpr bool kEarly = kKeys <= 96;
+    if constexpr (!kEarly) take_queries();
     float score[kKeys / 8][4];  // begins with the bias
 #pragma unroll
     for (int j = 0; j < kKeys / 8; ++j) {
@@ -269,7 +259,7 @@ struct SplitEncoder {
                           ? ptx::load_float((e % 2 == 0 ? at.x : at.y) * 4 + offset[e / 2])
                           : kMaskedScore;
     }
-    if constexpr (kBlocks != 2) take_queries();
+    if constexpr (kEarly) take_queries();
     barrier();  // all keys and values are stored
     attend<kKeys>(q, score, mixed);
   }

@@ -6,7 +6,7 @@
 namespace sidmlp::cuda::sm90 {
 
 constexpr int kSplitRows = 128;  // of a request: two warpgroups of 64
-constexpr int kSplitThreads = 256;
+constexpr int kSplitThreads = 384;  // and a warpgroup for the copies
 
 // Whether the model, never the request, is one for these kernels.
 constexpr bool takes_split(const T5View& m) { return takes_wide(m) && m.bias_tokens <= kSplitRows; }

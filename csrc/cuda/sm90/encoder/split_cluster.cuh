@@ -153,10 +153,11 @@ struct ClusterEncoder : SplitEncoder<W, kRelu, kBlocks> {
     }
     rounds ^= 1;
     __syncwarp();
+    if constexpr (!Base::kNormedInRegisters) return;
     const int row = lane % 16;
     const uint32_t from = normed + (16 * this->warp + row) * kRowBytes;
 #pragma unroll
-    for (int k = 0; k < 8; ++k)
+    for (int k = 0; k < (Base::kNormedInRegisters ? 8 : 1); ++k)
       ptx::load_matrices(this->a[k], from + k / 4 * kSplitRows * kRowBytes +
                                          16 * ((k % 4 * 2 + lane / 16) ^ (row & 7)));
   }

@@ -21,7 +21,7 @@ __device__ __forceinline__ int take_request(const TokensView& tokens, int64_t re
     const int t = kWarp * i + lane;
     valid[i] = t < tokens.tokens && __ldg(mask + t) != 0;
   }
-  __syncthreads();  // the last request is done
+  ptx::named_barrier(2, kSplitWarps * kWarp);  // the last request is done
   int count = 0;
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {
@@ -32,69 +32,50 @@ __device__ __forceinline__ int take_request(const TokensView& tokens, int64_t re
   }
   if (warp_index() == 0)
     for (int i = count + lane; i < kSplitRows; i += kWarp) shared.position[i] = 0;
-  __syncthreads();
+  ptx::named_barrier(2, kSplitWarps * kWarp);
   return count;
 }
 
-// The same in every lane, and known to be: else branches on it would serialise wgmma.
-__device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
+// Weights for every request with tokens, layer by layer -> the ring; one warp.
+template <int kBlocks>
+__device__ __forceinline__ void copy_weights(const EncodeT5Problem& problem,
+                                             const SplitPart& part) {
+  auto& shared = split_shared<kBlocks>();
+  const TokensView& tokens = problem.tokens;
+  SplitRing<kBlocks> ring{0, 1};
+  const int64_t clusters = gridDim.x / kBlocks;
+  for (int64_t request = blockIdx.x / kBlocks; request < tokens.batch; request += clusters) {
+    bool any = false;
+    for (int t = lane_index(); t < tokens.tokens; t += kWarp)
+      any |= __ldg(tokens.mask + request * tokens.tokens + t) != 0;
+    if (!__any_sync(kAllLanes, any)) continue;
+    for (int l = 0; l < problem.model.num_layers; ++l)
+      for (int i = 0; i < part.pieces(); ++i) {
+        while (!ptx::barrier_try(ptx::shared_address(&shared.empty[ring.stage]), ring.parity)) {
+        }
+        if (lane_index() == 0) fetch_piece(problem.model, part, l, i, ring.stage, shared);
+        __syncwarp();
+        ring.step();
+      }
+  }
+}
 
 template <class W, bool kRelu, int kBlocks>
-__global__ void __launch_bounds__(kSplitThreads, 1)
-    encode_t5_split_kernel(const __grid_constant__ EncodeT5Problem problem) {
+__device__ __forceinline__ void compute_states(const EncodeT5Problem& problem,
+                                               const SplitPart& part, int rank) {
   using Encoder =
       std::conditional_t<kBlocks == 1, AloneEncoder<W, kRelu>, ClusterEncoder<W, kRelu, kBlocks>>;
-  using Shared = SplitShared<kBlocks>;
-  const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
-  const T5View& model = problem.model;
   const TokensView& tokens = problem.tokens;
-  auto& shared = split_shared<kBlocks>();
-  const int rank = kBlocks == 1 ? 0 : uniform(static_cast<int>(ptx::cluster_rank()));
-  const SplitPart part(model, rank, kBlocks);
-  Encoder encoder{{problem,
-                   part,
-                   {model, part, 0, 0, 0, 0},
-                   rank,
-                   uniform(tid / 128),
-                   uniform(tid / kWarp),
-                   lane}};
-  if (tid == 0) {
-    for (int i = 0; i < Shared::kStages; ++i) {
-      ptx::barrier_init(ptx::shared_address(&shared.full[i]), 1);
-      shared.released[i] = 0;
-    }
-    ptx::barrier_init(ptx::shared_address(&shared.reduced), 1);
-    ptx::barrier_init(ptx::shared_address(&shared.gathered), 1);
-    ptx::barrier_init_fence();
-  }
-  encoder.ring.begin(tid == 0);
-  if constexpr (kBlocks > 1) ptx::cluster_arrive();
-  const int span = 2 * tokens.tokens - 1;
-  for (int h = 0; h < part.heads; ++h) {
-    const float* from = model.position_bias +
-                        static_cast<int64_t>(part.first_head + h) * (2 * model.bias_tokens - 1) +
-                        model.bias_tokens - tokens.tokens;
-    for (int i = tid; i < span; i += kSplitThreads) shared.bias[h * span + i] = __ldg(from + i);
-  }
-  if constexpr (kBlocks == 1) {
-    float* to = shared.bias + (part.heads * span + 3) / 4 * 4;
-    for (int i = tid; i < (2 * model.num_layers + 1) * kWideDim; i += kSplitThreads) {
-      const int of = i / kWideDim;
-      const float* from = of == 2 * model.num_layers ? model.final_gain
-                          : of % 2 == 0              ? model.layers[of / 2].attention_gain
-                                                     : model.layers[of / 2].ffn_gain;
-      to[i] = __ldg(from + i % kWideDim);
-    }
-  }
-  if constexpr (kBlocks > 1) ptx::cluster_wait();  // peers' barriers are there
+  const int lane = lane_index(), warp = uniform(warp_index());
+  Encoder encoder{{problem, part, {0, 0}, rank, warp / 4, warp, lane}};
   const int64_t clusters = gridDim.x / kBlocks;
   for (int64_t request = blockIdx.x / kBlocks; request < tokens.batch; request += clusters) {
     encoder.request = request;
     encoder.buffer = 0;
-    encoder.count = uniform(take_request(tokens, request, shared));
+    encoder.count = uniform(take_request(tokens, request, split_shared<kBlocks>()));
     encoder.tiles = (encoder.count + kTileRows - 1) / kTileRows;
     encoder.active = encoder.tiles > 4 ? 2 : 1;
-    for (int t = rank * kSplitWarps + encoder.warp; t < tokens.tokens; t += kBlocks * kSplitWarps) {
+    for (int t = rank * kSplitWarps + warp; t < tokens.tokens; t += kBlocks * kSplitWarps) {
       if (__ldg(tokens.mask + request * tokens.tokens + t) != 0 || lane >= kWideDim / 8) continue;
       static_cast<uint4*>(problem.states)[(request * tokens.tokens + t) * (kWideDim / 8) + lane] =
           uint4{0, 0, 0, 0};
@@ -103,10 +84,60 @@ __global__ void __launch_bounds__(kSplitThreads, 1)
     if (encoder.group < encoder.active) {
       encoder.encode();
     } else {
-      encoder.ring.pass();
+      encoder.ring.pass(part.pieces() * problem.model.num_layers);
     }
   }
-  encoder.ring.finish();
+}
+
+template <class W, bool kRelu, int kBlocks>
+__global__ void __launch_bounds__(kSplitThreads, 1)
+    encode_t5_split_kernel(const __grid_constant__ EncodeT5Problem problem) {
+  using Shared = SplitShared<kBlocks>;
+  const int tid = static_cast<int>(threadIdx.x);
+  const T5View& model = problem.model;
+  const TokensView& tokens = problem.tokens;
+  auto& shared = split_shared<kBlocks>();
+  const int rank = kBlocks == 1 ? 0 : uniform(static_cast<int>(ptx::cluster_rank()));
+  const SplitPart part(model, rank, kBlocks);
+  if (tid == 0) {
+    for (int i = 0; i < Shared::kStages; ++i) {
+      ptx::barrier_init(ptx::shared_address(&shared.full[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&shared.empty[i]), kSplitWarps);
+    }
+    ptx::barrier_init(ptx::shared_address(&shared.reduced), 1);
+    ptx::barrier_init(ptx::shared_address(&shared.gathered), 1);
+    ptx::barrier_init_fence();
+  }
+  __syncthreads();
+  if constexpr (kBlocks > 1) ptx::cluster_arrive();
+  if (uniform(tid / 128) == 2) {
+    ptx::give_registers<24>();
+    if (uniform(warp_index()) == kSplitWarps) copy_weights<kBlocks>(problem, part);
+    __syncwarp();
+    if constexpr (kBlocks > 1) ptx::cluster_wait();
+  } else {
+    ptx::take_registers<240>();
+    const int span = 2 * tokens.tokens - 1;
+    for (int h = 0; h < part.heads; ++h) {
+      const float* from = model.position_bias +
+                          static_cast<int64_t>(part.first_head + h) * (2 * model.bias_tokens - 1) +
+                          model.bias_tokens - tokens.tokens;
+      for (int i = tid; i < span; i += kSplitWarps * kWarp)
+        shared.bias[h * span + i] = __ldg(from + i);
+    }
+    if constexpr (kBlocks == 1) {
+      float* to = shared.bias + (part.heads * span + 3) / 4 * 4;
+      for (int i = tid; i < (2 * model.num_layers + 1) * kWideDim; i += kSplitWarps * kWarp) {
+        const int of = i / kWideDim;
+        const float* from = of == 2 * model.num_layers ? model.final_gain
+                            : of % 2 == 0              ? model.layers[of / 2].attention_gain
+                                                       : model.layers[of / 2].ffn_gain;
+        to[i] = __ldg(from + i % kWideDim);
+      }
+    }
+    if constexpr (kBlocks > 1) ptx::cluster_wait();  // peers' barriers are there
+    compute_states<W, kRelu, kBlocks>(problem, part, rank);
+  }
   if constexpr (kBlocks > 1) {  // a peer may still take this block's rows
     ptx::cluster_arrive();
     ptx::cluster_wait();
