@@ -81,8 +81,8 @@ def pack_encoder(
     """Packs `encoder` for the kernels of `backend` ("cpu" or "cuda") that read `dtype` matrices.
 
     dtype: torch.float32, bfloat16 or float16. max_tokens: of a request; on CUDA a model whose
-    requests have at most 128 or 192 takes faster kernels and refuses longer ones. Raises ValueError where
-    a weight overflows in `dtype`.
+    requests have at most 128 or 192 takes faster kernels and refuses longer ones. Raises ValueError
+    where a weight overflows in `dtype`.
     """
     packer = _Packer({k: v.double().cpu() for k, v in encoder.state_dict().items()}, dtype)
     if isinstance(encoder, MLPEncoder):

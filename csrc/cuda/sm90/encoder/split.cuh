@@ -129,8 +129,8 @@ struct SplitRing {
 template <class W, bool kRelu, int kBlocks>
 struct SplitEncoder {
   using Shared = SplitShared<kBlocks>;
-  // In clusters of two, where a warp finishes most rows, their residual has those registers.
-  static constexpr bool kNormedInRegisters = kBlocks != 2;
+  // In a cluster they come by shared memory and are read there: registers hold own rows' residual.
+  static constexpr bool kNormedInRegisters = kBlocks == 1;
 
   const EncodeT5Problem& problem;
   const SplitPart& part;
@@ -350,9 +350,11 @@ struct SplitEncoder {
 
   // ---- rows in global memory ----
 
-  __device__ __forceinline__ const W* embedding_of(int row) const {  // nullptr: of no known id
-    const int64_t id =
-        __ldg(problem.tokens.ids + request * problem.tokens.tokens + shared().position[row]);
+  __device__ __forceinline__ int64_t id_of(int row) const {  // -1: of no token
+    if (row >= count) return -1;
+    return __ldg(problem.tokens.ids + request * problem.tokens.tokens + shared().position[row]);
+  }
+  __device__ __forceinline__ const W* embedding_of(int64_t id) const {  // nullptr: of no known id
     if (id < 0 || id >= problem.model.vocab_size) return nullptr;
     return static_cast<const W*>(problem.model.embedding) + id * kWideDim;
   }

@@ -40,12 +40,12 @@ struct AloneEncoder : SplitEncoder<W, kRelu, 1> {
   }
   __device__ __forceinline__ void encode() {
     const int t = this->lane % 4;
+    const int first = 16 * this->warp + this->lane / 4;
+    const int64_t ids[2] = {this->id_of(first), this->id_of(first + 8)};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = 16 * this->warp + this->lane / 4 + 8 * r;
-      const bool there = row < this->count;
-      const W* from = there ? this->embedding_of(row) : nullptr;
-      const float none = there ? __int_as_float(0x7fc00000) : 0.0f;  // an unknown id: NaN
+      const W* from = this->embedding_of(ids[r]);
+      const float none = first + 8 * r < this->count ? __int_as_float(0x7fc00000) : 0.0f;
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
         float2 two{none, none};

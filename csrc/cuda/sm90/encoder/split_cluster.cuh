@@ -35,18 +35,24 @@ struct ClusterEncoder : SplitEncoder<W, kRelu, kBlocks> {
   __device__ __forceinline__ int column_of(int row) const {
     return 8 * (this->lane / 2 ^ (row & 3)) + this->lane % 2 * 4;
   }
-  __device__ __forceinline__ bool works(int block, bool heads) const {
-    const SplitPart part(this->problem.model, block, kBlocks);
-    return (heads ? part.heads : part.chunks) > 0;
+  // Blocks that have heads, or columns: a bit each.
+  __device__ __forceinline__ int working(bool heads) const {
+    int blocks = 0;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      const SplitPart part(this->problem.model, block, kBlocks);
+      blocks |= ((heads ? part.heads : part.chunks) > 0 ? 1 : 0) << block;
+    }
+    return blocks;
   }
   __device__ __forceinline__ static uint32_t of_peer(const void* own, int block) {
     return ptx::peer_address(own, static_cast<uint32_t>(block));
   }
 
   // This block's part of the sums -> its peers, each its own rows.
-  __device__ __forceinline__ void send_sums(bool heads) {
+  __device__ __forceinline__ void send_sums(int workers, bool heads) {
     auto& shared = this->shared();
-    const bool mine = works(this->rank, heads);
+    const bool mine = (workers >> this->rank & 1) != 0;
     const int own = own_rows(), lane = this->lane, g = lane / 4, t = lane % 4;
     const uint32_t from = ptx::shared_address(shared.heads);
     if (heads) this->barrier();  // keys and values, where the sums go, were read
@@ -69,15 +75,14 @@ struct ClusterEncoder : SplitEncoder<W, kRelu, kBlocks> {
                              mine ? own * kSumBytes : kToken, of_peer(&shared.reduced, lane));
     }
     if (lane == 0) {
-      int bytes = 0;
-      for (int block = 0; block < kBlocks; ++block)
-        if (block != this->rank) bytes += works(block, heads) ? own * kSumBytes : kToken;
-      ptx::barrier_expect(ptx::shared_address(&shared.reduced), bytes);
+      const int others = __popc(workers & ~(1 << this->rank));
+      ptx::barrier_expect(ptx::shared_address(&shared.reduced),
+                          others * own * kSumBytes + (kBlocks - 1 - others) * kToken);
     }
   }
 
   // residual += all parts of own rows.
-  __device__ __forceinline__ void add_sums(bool heads) {
+  __device__ __forceinline__ void add_sums(int workers) {
     auto& shared = this->shared();
     while (!ptx::barrier_try(ptx::shared_address(&shared.reduced), sums)) {
     }
@@ -86,9 +91,9 @@ struct ClusterEncoder : SplitEncoder<W, kRelu, kBlocks> {
     const uint32_t received = ptx::shared_address(shared.received);
 #pragma unroll
     for (int i = 0; i < kWarpRows; ++i) {
-      const int row = row_of(i);
-      if (row == kSplitRows) continue;
-      const int own = row - this->rank * own_rows();
+      // A row that is none reads another: branches would make the rows wait for each other.
+      const int own = min(this->warp + 4 * this->active * i, own_rows() - 1);
+      const int row = this->rank * own_rows() + own;
       float4 part[kBlocks];
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
@@ -96,8 +101,8 @@ struct ClusterEncoder : SplitEncoder<W, kRelu, kBlocks> {
         const uint32_t from = block == this->rank
                                   ? own_sums + row * kSumBytes
                                   : received + slot * Base::Shared::kPeerBytes + own * kSumBytes;
-        part[block] = works(block, heads) ? ptx::load_floats(from + 16 * this->lane)
-                                          : float4{0.0f, 0.0f, 0.0f, 0.0f};
+        part[block] = (workers >> block & 1) != 0 ? ptx::load_floats(from + 16 * this->lane)
+                                                  : float4{0.0f, 0.0f, 0.0f, 0.0f};
       }
       float4 sum = part[0];
 #pragma unroll
@@ -110,31 +115,48 @@ struct ClusterEncoder : SplitEncoder<W, kRelu, kBlocks> {
     }
   }
 
-  __device__ __forceinline__ uint2 normed_row(int i, const float4& gain) const {
-    const float4& v = residual[i];
-    const float squares = warp_sum((v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w));
-    const float scale = rsqrtf(squares * (1.0f / kWideDim) + this->problem.model.layer_norm_eps);
-    return {narrow_two<W>(v.x * scale * gain.x, v.y * scale * gain.y),
-            narrow_two<W>(v.z * scale * gain.z, v.w * scale * gain.w)};
+  __device__ __forceinline__ void norm_rows(const float4& gain, uint2 (&normed)[kWarpRows]) const {
+    float squares[kWarpRows];
+#pragma unroll
+    for (int i = 0; i < kWarpRows; ++i) {
+      const float4& v = residual[i];
+      squares[i] = (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    }
+#pragma unroll
+    for (int distance = kWarp / 2; distance > 0; distance /= 2)
+#pragma unroll
+      for (int i = 0; i < kWarpRows; ++i)
+        squares[i] += __shfl_xor_sync(kAllLanes, squares[i], distance);
+#pragma unroll
+    for (int i = 0; i < kWarpRows; ++i) {
+      const float4& v = residual[i];
+      const float scale =
+          rsqrtf(squares[i] * (1.0f / kWideDim) + this->problem.model.layer_norm_eps);
+      normed[i] = {narrow_two<W>(v.x * scale * gain.x, v.y * scale * gain.y),
+                   narrow_two<W>(v.z * scale * gain.z, v.w * scale * gain.w)};
+    }
   }
   // Rows of a warp are a multiple of 4 apart, so that their columns are the same.
   __device__ __forceinline__ float4 gain_of(const float* gain) const {
     return __ldg(reinterpret_cast<const float4*>(gain + column_of(row_of(0))));
   }
 
-  // Own rows normed -> every block; then those of all blocks -> a.
+  // Own rows normed -> every block; then those of all blocks are here.
   __device__ __forceinline__ void share_rows(const float4& gain) {
     auto& shared = this->shared();
     const int own = own_rows(), lane = this->lane;
     const uint32_t normed = ptx::shared_address(shared.normed);
+    uint2 words[kWarpRows];
+    norm_rows(gain, words);
+    const int column = column_of(row_of(0));
 #pragma unroll
     for (int i = 0; i < kWarpRows; ++i) {
-      const int row = row_of(i), column = column_of(row);
+      const int row = row_of(i);
       if (row == kSplitRows) continue;
       const uint32_t piece = column % 64 / 8 ^ (row & 7);
       ptx::store_half_piece(normed + column / 64 * kSplitRows * kRowBytes + row * kRowBytes +
                                 16 * piece + column % 8 * 2,
-                            normed_row(i, gain));
+                            words[i]);
     }
     ptx::async_fence();
     this->barrier();
@@ -153,13 +175,6 @@ struct ClusterEncoder : SplitEncoder<W, kRelu, kBlocks> {
     }
     rounds ^= 1;
     __syncwarp();
-    if constexpr (!Base::kNormedInRegisters) return;
-    const int row = lane % 16;
-    const uint32_t from = normed + (16 * this->warp + row) * kRowBytes;
-#pragma unroll
-    for (int k = 0; k < (Base::kNormedInRegisters ? 8 : 1); ++k)
-      ptx::load_matrices(this->a[k], from + k / 4 * kSplitRows * kRowBytes +
-                                         16 * ((k % 4 * 2 + lane / 16) ^ (row & 7)));
   }
 
   __device__ __forceinline__ void clear_part() {
@@ -172,19 +187,22 @@ struct ClusterEncoder : SplitEncoder<W, kRelu, kBlocks> {
   __device__ __forceinline__ void encode() {
     const T5View& model = this->problem.model;
     auto& shared = this->shared();
+    const int head_blocks = working(true), chunk_blocks = working(false);
     float4 gain = gain_of(model.layers[0].attention_gain);
+    int64_t ids[kWarpRows];
+#pragma unroll
+    for (int i = 0; i < kWarpRows; ++i) ids[i] = this->id_of(row_of(i));
 #pragma unroll
     for (int i = 0; i < kWarpRows; ++i) {
-      residual[i] = {0.0f, 0.0f, 0.0f, 0.0f};
-      const int row = row_of(i);
-      if (row >= this->count) continue;
-      const float nan = __int_as_float(0x7fc00000);
-      residual[i] = {nan, nan, nan, nan};
-      if (const W* from = this->embedding_of(row)) {
-        const uint2 raw = __ldg(reinterpret_cast<const uint2*>(from + column_of(row)));
-        const float2 low = widen_two<W>(raw.x), high = widen_two<W>(raw.y);
-        residual[i] = {low.x, low.y, high.x, high.y};
-      }
+      // Read without a branch, so that no row waits for another; of an unknown id: NaN.
+      const W* from = this->embedding_of(ids[i]);
+      const bool known = from != nullptr;
+      if (!known) from = static_cast<const W*>(model.embedding);
+      const uint2 raw = __ldg(reinterpret_cast<const uint2*>(from + column_of(row_of(0))));
+      const float2 low = widen_two<W>(raw.x), high = widen_two<W>(raw.y);
+      const float none = row_of(i) < this->count ? __int_as_float(0x7fc00000) : 0.0f;
+      residual[i] = {known ? low.x : none, known ? low.y : none, known ? high.x : none,
+                     known ? high.y : none};
     }
     // Rows of the warpgroups beyond the tiles: nobody sends them, and products read them.
     for (int i = 16 * this->tiles * 8 + 32 * this->warp + this->lane; i < 64 * this->active * 8;
@@ -200,21 +218,23 @@ struct ClusterEncoder : SplitEncoder<W, kRelu, kBlocks> {
       clear_part();
       gain = gain_of(model.layers[l].ffn_gain);
       if (this->part.heads > 0) this->attention();
-      send_sums(true);
-      add_sums(true);
+      send_sums(head_blocks, true);
+      add_sums(head_blocks);
       share_rows(gain);
       clear_part();
       gain = gain_of(last ? model.final_gain : model.layers[l + 1].attention_gain);
       if (this->part.chunks > 0) this->feed_forward();
-      send_sums(false);
-      add_sums(false);
+      send_sums(chunk_blocks, false);
+      add_sums(chunk_blocks);
       if (!last) share_rows(gain);
     }
+    uint2 words[kWarpRows];
+    norm_rows(gain, words);
 #pragma unroll
     for (int i = 0; i < kWarpRows; ++i) {
       const int row = row_of(i);
-      if (row >= this->count) continue;
-      *reinterpret_cast<uint2*>(this->states_of(row) + column_of(row)) = normed_row(i, gain);
+      if (row < this->count)
+        *reinterpret_cast<uint2*>(this->states_of(row) + column_of(row)) = words[i];
     }
   }
 };

@@ -118,21 +118,20 @@ __global__ void __launch_bounds__(kSplitThreads, 1)
   } else {
     ptx::take_registers<240>();
     const int span = 2 * tokens.tokens - 1;
-    for (int h = 0; h < part.heads; ++h) {
-      const float* from = model.position_bias +
-                          static_cast<int64_t>(part.first_head + h) * (2 * model.bias_tokens - 1) +
-                          model.bias_tokens - tokens.tokens;
-      for (int i = tid; i < span; i += kSplitWarps * kWarp)
-        shared.bias[h * span + i] = __ldg(from + i);
-    }
+    const float* from = model.position_bias +
+                        static_cast<int64_t>(part.first_head) * (2 * model.bias_tokens - 1) +
+                        model.bias_tokens - tokens.tokens;
+#pragma unroll 4
+    for (int i = tid; i < part.heads * span; i += kSplitWarps * kWarp)
+      shared.bias[i] = __ldg(from + i / span * (2 * model.bias_tokens - 1) + i % span);
     if constexpr (kBlocks == 1) {
       float* to = shared.bias + (part.heads * span + 3) / 4 * 4;
       for (int i = tid; i < (2 * model.num_layers + 1) * kWideDim; i += kSplitWarps * kWarp) {
         const int of = i / kWideDim;
-        const float* from = of == 2 * model.num_layers ? model.final_gain
+        const float* gain = of == 2 * model.num_layers ? model.final_gain
                             : of % 2 == 0              ? model.layers[of / 2].attention_gain
                                                        : model.layers[of / 2].ffn_gain;
-        to[i] = __ldg(from + i % kWideDim);
+        to[i] = __ldg(gain + i % kWideDim);
       }
     }
     if constexpr (kBlocks > 1) ptx::cluster_wait();  // peers' barriers are there
