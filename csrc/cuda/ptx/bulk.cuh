@@ -21,12 +21,24 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier, uint32_t arriva
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(arrivals)
                : "memory");
 }
-// Whether the phase of this parity has ended.
+// Whether the phase of this parity has ended; waits a while for it.
 __device__ __forceinline__ bool barrier_try(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
       "{\n\t.reg .pred p;\n\t"
       "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+      "selp.u32 %0, 1, 0, p;\n\t}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+// The same, at once.
+__device__ __forceinline__ bool barrier_test(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n\t.reg .pred p;\n\t"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
       "selp.u32 %0, 1, 0, p;\n\t}"
       : "=r"(done)
       : "r"(barrier), "r"(parity)
@@ -55,8 +67,8 @@ __device__ __forceinline__ void bulk_copy_to_peer(uint32_t to, uint32_t from, ui
 __device__ __forceinline__ void async_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// The most registers of a thread from here on, for all warps of a warpgroup: more than at the launch
-// when others have given theirs up.
+// The most registers of a thread from here on, for all warps of a warpgroup: more than at the
+// launch when others have given theirs up.
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -47,11 +47,14 @@ constexpr EncodeFormRow kWideEncodeForms[] = {
 
 // For models of short requests, whose forms for few of them are wgmma too (split.h).
 constexpr EncodeFormRow kSplitEncodeForms[] = {
-    {15, EncodeForm::kCluster8, "the chip is idle: eight blocks a request, 15 clusters at once"},
-    {30, EncodeForm::kCluster4, "four blocks a request, 30 clusters at once"},
-    {66, EncodeForm::kCluster2, "two blocks a request, 66 clusters at once"},
-    {132, EncodeForm::kCluster1, "a block a request"},
-    {INT64_MAX, EncodeForm::kThroughput, "several requests a block"},
+    {15, EncodeForm::kCluster8,
+     "the chip is idle: eight blocks a request, 15 clusters fit at once; batch 15: 52, four 68"},
+    {30, EncodeForm::kCluster4,
+     "four blocks a request, 30 clusters fit at once; batch 30: 72, two blocks 95"},
+    {66, EncodeForm::kCluster2,
+     "two blocks a request, 66 clusters fit at once; batch 66: 95, one block 124"},
+    {132, EncodeForm::kCluster1, "a block a request; batch 128: 125, throughput 194"},
+    {INT64_MAX, EncodeForm::kThroughput, "several requests a block; batch 256: 215, 246"},
 };
 
 // Which kernels of the family a model takes.

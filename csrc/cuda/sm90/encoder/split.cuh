@@ -1,11 +1,11 @@
 // The T5 encoder of D = 128 and heads of 64 by wgmma for few requests: each has a block, or a
 // cluster of 2, 4 or 8 that splits its heads and feed-forward columns.
 //
-// Two warpgroups own 64 rows each; one without rows stays out. Every left operand is in registers:
-// normed rows for a half layer, queries, softmax weights, mixed values and hidden columns from
-// accumulators. Shared memory holds keys and values of a head, and weights: pieces of 16 KB in the
-// order of use, which a warp of its own copies in bulk into a ring. split_alone.cuh and
-// split_cluster.cuh have the residual, which the two keep differently.
+// Two warpgroups own 64 rows each; one without rows stays out. Queries, softmax weights, mixed
+// values and hidden columns go from accumulator to left operand in registers. Shared memory holds
+// keys and values of a head, and weights: pieces of 16 KB in the order of use, which a warp of its
+// own copies in bulk into a ring. split_alone.cuh and split_cluster.cuh have the residual and the
+// normed rows, which the two keep differently.
 #pragma once
 
 #include "cuda/ptx/bulk.cuh"
@@ -129,7 +129,7 @@ struct SplitRing {
 template <class W, bool kRelu, int kBlocks>
 struct SplitEncoder {
   using Shared = SplitShared<kBlocks>;
-  // In a cluster they come by shared memory and are read there: registers hold own rows' residual.
+  // In a cluster products read them where peers put them: own rows' residual needs the registers.
   static constexpr bool kNormedInRegisters = kBlocks == 1;
 
   const EncodeT5Problem& problem;

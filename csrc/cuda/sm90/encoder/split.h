@@ -5,7 +5,7 @@
 
 namespace sidmlp::cuda::sm90 {
 
-constexpr int kSplitRows = 128;  // of a request: two warpgroups of 64
+constexpr int kSplitRows = 128;     // of a request: two warpgroups of 64
 constexpr int kSplitThreads = 384;  // and a warpgroup for the copies
 
 // Whether the model, never the request, is one for these kernels.

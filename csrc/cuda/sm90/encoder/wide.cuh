@@ -34,7 +34,7 @@ struct WideShared {
   char values[kHeadBuffers][kWideRows * kRowBytes];
   EncodeState<kWideTiles, kWideWarps> state;
   alignas(8) uint64_t full[kStages], empty[kStages];
-  volatile int done;          // no more pieces are used
+  uint64_t done;              // no more pieces are used
   alignas(16) float bias[4];  // [heads][2 T - 1]
 };
 
@@ -439,7 +439,7 @@ __device__ __forceinline__ void copy_pieces(const Pieces& pieces) {
     for (uint32_t i = 0; i < pieces.of_layer(); ++i, ++index) {
       const uint32_t empty = ptx::shared_address(&shared.empty[index % kStages]);
       while (!ptx::barrier_try(empty, ~(index / kStages) & 1))
-        if (shared.done != 0) return;
+        if (ptx::barrier_test(ptx::shared_address(&shared.done), 0)) return;
       if (lane_index() == 0) pieces.fetch(layer, i, index % kStages);
       __syncwarp();
     }
@@ -487,7 +487,7 @@ __device__ __forceinline__ void compute_wide(const EncodeT5Problem& problem, con
     encoder.await();
     ++encoder.next;
   }
-  if (tid == 0) shared.done = 1;
+  if (tid == 0) ptx::barrier_arrive(ptx::shared_address(&shared.done), 1);
 }
 
 template <class W, bool kRelu>
@@ -502,7 +502,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       ptx::barrier_init(ptx::shared_address(&shared.full[i]), 1);
       ptx::barrier_init(ptx::shared_address(&shared.empty[i]), kWideWarps);
     }
-    shared.done = 0;
+    ptx::barrier_init(ptx::shared_address(&shared.done), 1);
     ptx::barrier_init_fence();
   }
   __syncthreads();
