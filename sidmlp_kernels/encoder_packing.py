@@ -25,9 +25,10 @@ from .spec import FEED_FORWARDS, EncoderSpec, MLPEncoderSpec, T5Spec
 
 PANEL = 64
 TILE = 64  # rows and columns of a tile
-# Tokens that a request on CUDA may have. The wgmma form (csrc/cuda/sm90/encoder/wide.h) takes
-# models whose requests are short; the model alone decides, since the other form rounds otherwise.
-SHORT_TOKENS = 192
+# Tokens that a request on CUDA may have. wgmma kernels take models whose requests are short: all of
+# them 128 (csrc/cuda/sm90/encoder/split.h), the throughput form 192 (wide.h). The model alone
+# decides, since other kernels round otherwise.
+SHORT_TOKENS = (128, 192)
 BIAS_TOKENS = 4096
 MAX_TOKENS = 1 << 20  # csrc/torch/encoder_problem.cpp
 
@@ -82,14 +83,14 @@ def pack_encoder(
     """Packs `encoder` for the kernels of `backend` ("cpu" or "cuda") that read `dtype` matrices.
 
     dtype: torch.float32, bfloat16 or float16. max_tokens: of a request; on CUDA a model whose
-    requests have at most 192 takes a faster kernel and refuses longer ones. Raises ValueError where
-    a weight overflows in `dtype`.
+    requests have at most 128 or 192 takes faster kernels and refuses longer ones. Raises ValueError
+    where a weight overflows in `dtype`.
     """
     packer = _Packer({k: v.double().cpu() for k, v in encoder.state_dict().items()}, dtype)
     if isinstance(encoder, MLPEncoder):
         return _pack_mlp(encoder.spec, packer, backend)
     if backend == "cuda":
-        bias_tokens = SHORT_TOKENS if max_tokens <= SHORT_TOKENS else BIAS_TOKENS
+        bias_tokens = next(n for n in (*SHORT_TOKENS, BIAS_TOKENS) if max_tokens <= n)
         return _pack_t5_rows(encoder.spec, packer, bias_tokens)
     return _pack_t5(encoder.spec, packer)
 

@@ -1,9 +1,9 @@
 """How token ids become states: the backend's fused operator, or plain PyTorch and why.
 
     "auto"          the operator where the backend has one for the encoder, else PyTorch
-    "throughput"    the operator, a block of threads for each request
-    "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request; of
-                    SID-MLP++'s encoder at most one for each role
+    "throughput"    the operator, a block of threads for each request or several at once
+    "cluster1", "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request;
+                    of SID-MLP++'s encoder at most one for each role
     "torch"         PyTorch
 
 A form that names the operator raises where the backend has none. States have the same bits in every
@@ -29,7 +29,14 @@ from .spec import T5Spec, check_choice
 from .streams import note_stream
 
 # What the operators call them.
-_FORM_NUMBERS = {"auto": 0, "throughput": 1, "cluster2": 2, "cluster4": 4, "cluster8": 8}
+_FORM_NUMBERS = {
+    "auto": 0,
+    "throughput": 1,
+    "cluster1": 16,
+    "cluster2": 2,
+    "cluster4": 4,
+    "cluster8": 8,
+}
 FORMS = (*_FORM_NUMBERS, "torch")
 
 EncoderModule = T5Encoder | MLPEncoder

@@ -76,7 +76,7 @@ Tensor encode_mlp(Tensor ids, Tensor mask, Tensors encoder, Ints sizes, double l
   if (problem.tokens.batch == 0 || problem.tokens.tokens == 0) return states;
   problem.states = states.data_ptr();
   check_sizes(problem, "encode_mlp");
-  const int chosen = static_cast<int>(form);
+  const int chosen = form == 16 ? 1 : static_cast<int>(form);  // "cluster1": a block a request
   run(problem, chosen, cuda::sm90::mlp_shape(problem, chosen).workspace_bytes, place, "encode_mlp");
   return states;
 }

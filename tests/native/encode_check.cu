@@ -4,7 +4,7 @@
 //     encode_check            a fixed list of cases, every form of each
 //       --small               without cases that take long under a sanitizer
 //       --time                microseconds of graph replays at the published sizes instead
-//       --form N              only the form of N blocks a request
+//       --form N              only the form of this number (encoder/sizes.h)
 //       --batch N             only this batch is timed
 //
 // For each case and form: the relative error against the reference, at most twice that of the same
@@ -86,7 +86,7 @@ int run_case(const Case& c, int only_form) {
           wrong.size() < 60)
         wrong += " the batch changes bits of " + std::to_string(b);
     }
-    printf("%-34s form %d  error %.5f  rounded reference %.5f  %s\n", c.name,
+    printf("%-34s form %2d  error %.5f  rounded reference %.5f  %s\n", c.name,
            static_cast<int>(form), errors.states, errors.rounded,
            wrong.empty() ? "ok" : wrong.c_str());
     fflush(stdout);
@@ -117,6 +117,19 @@ std::vector<Case> cases(bool small) {
     c.activation = Activation::kGelu, c.tokens = 30, c.batch = 4;
   }
   {
+    Case& c = add("wgmma, requests of up to 128");
+    c.heads = 3, c.ffn = 192, c.layers = 1, c.tokens = 108, c.batch = 4, c.mask = Case::kAny;
+  }
+  {
+    Case& c = add("wgmma, unknown id, one head, fp16");
+    c.dtype = DType::kFloat16, c.heads = 1, c.ffn = 64, c.layers = 2, c.tokens = 40;
+    c.bad_id = true;
+  }
+  {
+    Case& c = add("wgmma, requests of up to 192");
+    c.heads = 2, c.ffn = 128, c.layers = 1, c.tokens = 150, c.batch = 4;
+  }
+  {
     Case& c = add("heads of 48, gated relu");
     c.dim = 112, c.heads = 3, c.head_dim = 48, c.ffn = 208, c.layers = 2;
     c.activation = Activation::kGatedRelu, c.tokens = 20, c.batch = 8, c.mask = Case::kAny;
@@ -139,6 +152,11 @@ std::vector<Case> cases(bool small) {
   {
     Case& c = add("published, 700 requests");
     c.batch = 700, c.layers = 2;
+  }
+  {
+    Case& c = add("eight heads, 8 layers, gelu, any mask");
+    c.heads = 8, c.layers = 8, c.ffn = 448, c.activation = Activation::kGelu, c.tokens = 90;
+    c.mask = Case::kAny, c.batch = 40;
   }
   {
     Case& c = add("wide, heads of 128");

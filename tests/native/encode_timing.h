@@ -17,8 +17,9 @@ namespace sidmlp::native {
 using cuda::sm90::EncodeForm;
 using cuda::sm90::EncodeT5Problem;
 
-constexpr EncodeForm kForms[] = {EncodeForm::kThroughput, EncodeForm::kCluster2,
-                                 EncodeForm::kCluster4, EncodeForm::kCluster8};
+constexpr EncodeForm kForms[] = {EncodeForm::kThroughput, EncodeForm::kCluster1,
+                                 EncodeForm::kCluster2, EncodeForm::kCluster4,
+                                 EncodeForm::kCluster8};
 
 inline float replay_time(const EncodeT5Problem& problem, EncodeForm form, void* workspace) {
   cudaStream_t stream;
@@ -59,9 +60,9 @@ inline void time_all(int only_form, int only_batch) {
     DeviceArrays device;
     const T5View view = model.view(device);
     printf("%s\nbatch", mean > 0 ? "tokens of mean 34, at most 82" : "82 tokens each");
-    for (const EncodeForm form : kForms) printf("   form %d", static_cast<int>(form));
+    for (const EncodeForm form : kForms) printf("  form %2d", static_cast<int>(form));
     printf("   microseconds of a graph replay\n");
-    for (const int batch : {1, 8, 15, 32, 66, 128, 512, 4096}) {
+    for (const int batch : {1, 15, 30, 32, 66, 128, 256, 512, 4096}) {
       if (only_batch != 0 && batch != only_batch) continue;
       DeviceArrays arrays;
       const Input in = random_input(c, model.vocab, batch, mean, 5);
@@ -72,7 +73,7 @@ inline void time_all(int only_form, int only_batch) {
       printf("%5d", batch);
       for (const EncodeForm form : kForms) {
         if ((only_form != 0 && static_cast<int>(form) != only_form) ||
-            (form != EncodeForm::kThroughput && batch > 128)) {
+            (form != EncodeForm::kThroughput && batch > 256)) {
           printf("        -");
           continue;
         }

@@ -10,6 +10,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace sidmlp::cuda::ptx {
 
@@ -33,138 +34,98 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Operand lists of the instructions below: accumulators first.
+#define SIDMLP_FOUR(j) "+f"(sum[j][0]), "+f"(sum[j][1]), "+f"(sum[j][2]), "+f"(sum[j][3])
+#define SIDMLP_SUMS_64                                                                            \
+  SIDMLP_FOUR(0), SIDMLP_FOUR(1), SIDMLP_FOUR(2), SIDMLP_FOUR(3), SIDMLP_FOUR(4), SIDMLP_FOUR(5), \
+      SIDMLP_FOUR(6), SIDMLP_FOUR(7)
+#define SIDMLP_SUMS_96 \
+  SIDMLP_SUMS_64, SIDMLP_FOUR(8), SIDMLP_FOUR(9), SIDMLP_FOUR(10), SIDMLP_FOUR(11)
+#define SIDMLP_SUMS_128 \
+  SIDMLP_SUMS_96, SIDMLP_FOUR(12), SIDMLP_FOUR(13), SIDMLP_FOUR(14), SIDMLP_FOUR(15)
+#define SIDMLP_NAMES_64                                                          \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+  "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+#define SIDMLP_NAMES_96                                                          \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+  "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "  \
+  "%47}, "
+#define SIDMLP_NAMES_128                                                         \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+  "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "  \
+  "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "  \
+  "%62, %63}, "
+
+// N = 64, both operands from shared memory; without kAdd the sum begins at 0.
 template <class W, bool kAdd>
-__device__ __forceinline__ void wgmma_shared(float (&sum)[8][4], uint64_t a, uint64_t b);
-
-template <class W, bool kAdd>
-__device__ __forceinline__ void wgmma_registers(float (&sum)[16][4], uint32_t a0, uint32_t a1,
-                                                uint32_t a2, uint32_t a3, uint64_t b);
-
-template <>
-__device__ __forceinline__ void wgmma_shared<__nv_bfloat16, false>(float (&sum)[8][4], uint64_t a,
-                                                                   uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
-      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 0, 1, 1, 0, 0;"
-      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]),
-        "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]),
-        "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]),
-        "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
-        "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]), "+f"(sum[6][0]),
-        "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
-        "+f"(sum[7][2]), "+f"(sum[7][3])
-      : "l"(a), "l"(b));
+__device__ __forceinline__ void wgmma_shared(float (&sum)[8][4], uint64_t a, uint64_t b) {
+#define SIDMLP_SHARED(type)                                                           \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type " " SIDMLP_NAMES_64 \
+               "%32, %33, %34, 1, 1, 0, 0;"                                           \
+               : SIDMLP_SUMS_64                                                       \
+               : "l"(a), "l"(b), "n"(kAdd ? 1 : 0))
+  if constexpr (std::is_same_v<W, __nv_bfloat16>) {
+    SIDMLP_SHARED("bf16.bf16");
+  } else {
+    SIDMLP_SHARED("f16.f16");
+  }
+#undef SIDMLP_SHARED
 }
 
-template <>
-__device__ __forceinline__ void wgmma_shared<__nv_bfloat16, true>(float (&sum)[8][4], uint64_t a,
-                                                                  uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
-      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 1, 1, 1, 0, 0;"
-      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]),
-        "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]),
-        "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]),
-        "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
-        "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]), "+f"(sum[6][0]),
-        "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
-        "+f"(sum[7][2]), "+f"(sum[7][3])
-      : "l"(a), "l"(b));
+// N = 64, 96 or 128 by the sum, a in registers. kAcross: b lies with its columns contiguous, 64 of
+// them in a row of 128 bytes, and a step of 16 along k is 2,048 bytes; N = 64 alone.
+template <class W, bool kAdd, bool kAcross = false, int kTiles>
+__device__ __forceinline__ void wgmma_registers(float (&sum)[kTiles][4], uint32_t a0, uint32_t a1,
+                                                uint32_t a2, uint32_t a3, uint64_t b) {
+  static_assert(kTiles == 8 || (!kAcross && (kTiles == 12 || kTiles == 16)));
+#define SIDMLP_REGISTERS(type, n, k, b0, b1, b2, b3, b4, b5, b6)                                  \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type " " k "{" b0 ", " b1 ", " b2 \
+               ", " b3 "}, " b4 ", " b5 ", 1, 1, " b6 ";"                                         \
+               : SIDMLP_SUMS                                                                      \
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "n"(kAdd ? 1 : 0),                   \
+                 "n"(kAcross ? 1 : 0))
+  if constexpr (kTiles == 8) {
+#define SIDMLP_SUMS SIDMLP_SUMS_64
+    if constexpr (std::is_same_v<W, __nv_bfloat16>) {
+      SIDMLP_REGISTERS("bf16.bf16", "64", SIDMLP_NAMES_64, "%32", "%33", "%34", "%35", "%36", "%37",
+                       "%38");
+    } else {
+      SIDMLP_REGISTERS("f16.f16", "64", SIDMLP_NAMES_64, "%32", "%33", "%34", "%35", "%36", "%37",
+                       "%38");
+    }
+#undef SIDMLP_SUMS
+  } else if constexpr (kTiles == 12) {
+#define SIDMLP_SUMS SIDMLP_SUMS_96
+    if constexpr (std::is_same_v<W, __nv_bfloat16>) {
+      SIDMLP_REGISTERS("bf16.bf16", "96", SIDMLP_NAMES_96, "%48", "%49", "%50", "%51", "%52", "%53",
+                       "%54");
+    } else {
+      SIDMLP_REGISTERS("f16.f16", "96", SIDMLP_NAMES_96, "%48", "%49", "%50", "%51", "%52", "%53",
+                       "%54");
+    }
+#undef SIDMLP_SUMS
+  } else if constexpr (kTiles == 16) {
+#define SIDMLP_SUMS SIDMLP_SUMS_128
+    if constexpr (std::is_same_v<W, __nv_bfloat16>) {
+      SIDMLP_REGISTERS("bf16.bf16", "128", SIDMLP_NAMES_128, "%64", "%65", "%66", "%67", "%68",
+                       "%69", "%70");
+    } else {
+      SIDMLP_REGISTERS("f16.f16", "128", SIDMLP_NAMES_128, "%64", "%65", "%66", "%67", "%68", "%69",
+                       "%70");
+    }
+#undef SIDMLP_SUMS
+  }
+#undef SIDMLP_REGISTERS
 }
 
-template <>
-__device__ __forceinline__ void wgmma_registers<__nv_bfloat16, true>(float (&sum)[16][4],
-                                                                     uint32_t a0, uint32_t a1,
-                                                                     uint32_t a2, uint32_t a3,
-                                                                     uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
-      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "
-      "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "
-      "%56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
-      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]),
-        "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]),
-        "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]),
-        "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
-        "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]), "+f"(sum[6][0]),
-        "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
-        "+f"(sum[7][2]), "+f"(sum[7][3]), "+f"(sum[8][0]), "+f"(sum[8][1]), "+f"(sum[8][2]),
-        "+f"(sum[8][3]), "+f"(sum[9][0]), "+f"(sum[9][1]), "+f"(sum[9][2]), "+f"(sum[9][3]),
-        "+f"(sum[10][0]), "+f"(sum[10][1]), "+f"(sum[10][2]), "+f"(sum[10][3]), "+f"(sum[11][0]),
-        "+f"(sum[11][1]), "+f"(sum[11][2]), "+f"(sum[11][3]), "+f"(sum[12][0]), "+f"(sum[12][1]),
-        "+f"(sum[12][2]), "+f"(sum[12][3]), "+f"(sum[13][0]), "+f"(sum[13][1]), "+f"(sum[13][2]),
-        "+f"(sum[13][3]), "+f"(sum[14][0]), "+f"(sum[14][1]), "+f"(sum[14][2]), "+f"(sum[14][3]),
-        "+f"(sum[15][0]), "+f"(sum[15][1]), "+f"(sum[15][2]), "+f"(sum[15][3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
-}
-
-template <>
-__device__ __forceinline__ void wgmma_shared<__half, false>(float (&sum)[8][4], uint64_t a,
-                                                            uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
-      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 0, 1, 1, 0, 0;"
-      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]),
-        "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]),
-        "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]),
-        "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
-        "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]), "+f"(sum[6][0]),
-        "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
-        "+f"(sum[7][2]), "+f"(sum[7][3])
-      : "l"(a), "l"(b));
-}
-
-template <>
-__device__ __forceinline__ void wgmma_shared<__half, true>(float (&sum)[8][4], uint64_t a,
-                                                           uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
-      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 1, 1, 1, 0, 0;"
-      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]),
-        "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]),
-        "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]),
-        "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
-        "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]), "+f"(sum[6][0]),
-        "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
-        "+f"(sum[7][2]), "+f"(sum[7][3])
-      : "l"(a), "l"(b));
-}
-
-template <>
-__device__ __forceinline__ void wgmma_registers<__half, true>(float (&sum)[16][4], uint32_t a0,
-                                                              uint32_t a1, uint32_t a2, uint32_t a3,
-                                                              uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
-      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "
-      "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "
-      "%56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
-      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]),
-        "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]),
-        "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]),
-        "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
-        "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]), "+f"(sum[6][0]),
-        "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
-        "+f"(sum[7][2]), "+f"(sum[7][3]), "+f"(sum[8][0]), "+f"(sum[8][1]), "+f"(sum[8][2]),
-        "+f"(sum[8][3]), "+f"(sum[9][0]), "+f"(sum[9][1]), "+f"(sum[9][2]), "+f"(sum[9][3]),
-        "+f"(sum[10][0]), "+f"(sum[10][1]), "+f"(sum[10][2]), "+f"(sum[10][3]), "+f"(sum[11][0]),
-        "+f"(sum[11][1]), "+f"(sum[11][2]), "+f"(sum[11][3]), "+f"(sum[12][0]), "+f"(sum[12][1]),
-        "+f"(sum[12][2]), "+f"(sum[12][3]), "+f"(sum[13][0]), "+f"(sum[13][1]), "+f"(sum[13][2]),
-        "+f"(sum[13][3]), "+f"(sum[14][0]), "+f"(sum[14][1]), "+f"(sum[14][2]), "+f"(sum[14][3]),
-        "+f"(sum[15][0]), "+f"(sum[15][1]), "+f"(sum[15][2]), "+f"(sum[15][3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
-}
+#undef SIDMLP_FOUR
+#undef SIDMLP_SUMS_64
+#undef SIDMLP_SUMS_96
+#undef SIDMLP_SUMS_128
+#undef SIDMLP_NAMES_64
+#undef SIDMLP_NAMES_96
+#undef SIDMLP_NAMES_128
 
 }  // namespace sidmlp::cuda::ptx

@@ -5,7 +5,7 @@
 #include "cuda/cluster_launch.h"
 #include "cuda/layout.h"
 #include "cuda/sm90/encoder/shape.h"
-#include "cuda/sm90/encoder/wide.h"
+#include "cuda/sm90/encoder/split.h"
 
 namespace sidmlp::cuda::sm90 {
 
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kMostHidden = 512;       // feed-forward columns between two sums
 constexpr int kMostBias = 16 * 1024;   // bytes of bias that may stay in shared memory
-constexpr int kShareBytes = 4 * 4096;  // numbers of tiles while requests are shared out
+constexpr int kShareBytes = 8 * 4096;  // while requests are shared out
 
 int half_row(int columns) { return round_up(2 * columns, 128); }
 
@@ -88,23 +88,39 @@ EncodeShape best_fit(const EncodeT5Problem& problem, int cluster) {
   return {};
 }
 
+// Of the current device, 0 if it does not say.
 int multiprocessors() {
   int device = 0, count = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    return 132;
+    return 0;
   return count;
+}
+
+EncodeKernels kernels_of(const T5View& m) {
+  return takes_split(m)  ? EncodeKernels::kSplit
+         : takes_wide(m) ? EncodeKernels::kWide
+                         : EncodeKernels::kGeneral;
+}
+EncodeForm form_of(const EncodeT5Problem& problem, EncodeForm asked) {
+  return form_of(asked, problem.tokens.batch, kernels_of(problem.model));
+}
+int blocks_of(EncodeForm form) {  // of a request
+  return form == EncodeForm::kThroughput || form == EncodeForm::kCluster1 ? 1
+                                                                          : static_cast<int>(form);
+}
+// As many clusters as fit at once; clusters of eight leave some multiprocessors of a group over.
+int clusters_of(const EncodeT5Problem& problem, int blocks) {
+  const int most = blocks == 8 ? 15 : blocks == 4 ? 30 : multiprocessors() / blocks;
+  return static_cast<int>(std::min<int64_t>(problem.tokens.batch, most));
 }
 
 }  // namespace
 
 EncodeShape encode_shape(const EncodeT5Problem& problem, EncodeForm form) {
-  form = form_of(form, problem.tokens.batch, takes_wide(problem.model));
-  const int cluster = form == EncodeForm::kThroughput ? 1 : static_cast<int>(form);
+  const int cluster = blocks_of(form_of(problem, form));
   EncodeShape shape = best_fit(problem, cluster);
-  // As many clusters as fit at once; clusters of eight leave some multiprocessors of a group over.
-  const int most = cluster == 8 ? 15 : cluster == 4 ? 30 : multiprocessors() / cluster;
-  shape.clusters = static_cast<int>(std::min<int64_t>(problem.tokens.batch, most));
+  shape.clusters = clusters_of(problem, cluster);
   return shape;
 }
 
@@ -120,16 +136,21 @@ const char* why_not(const EncodeT5Problem& problem) {
 
 namespace {
 
+// Both: of a form that form_of gave.
 bool is_wide(const EncodeT5Problem& problem, EncodeForm form) {
-  return form_of(form, problem.tokens.batch, takes_wide(problem.model)) ==
-             EncodeForm::kThroughput &&
-         takes_wide(problem.model);
+  return takes_wide(problem.model) &&
+         (form == EncodeForm::kThroughput ||
+          (form == EncodeForm::kCluster1 && !takes_split(problem.model)));
+}
+bool is_split(const EncodeT5Problem& problem, EncodeForm form) {
+  return takes_split(problem.model) && form != EncodeForm::kThroughput;
 }
 
 }  // namespace
 
 int64_t workspace_bytes(const EncodeT5Problem& problem, EncodeForm form) {
-  if (is_wide(problem, form)) return 0;
+  form = form_of(problem, form);
+  if (is_wide(problem, form) || is_split(problem, form)) return 0;
   const EncodeShape shape = encode_shape(problem, form);
   return shape.workspace_bytes * shape.cluster * shape.clusters;
 }
@@ -137,13 +158,22 @@ int64_t workspace_bytes(const EncodeT5Problem& problem, EncodeForm form) {
 cudaError_t launch(const EncodeT5Problem& problem, EncodeForm form, void* workspace,
                    cudaStream_t stream) {
   if (problem.tokens.batch == 0) return cudaSuccess;
+  if (multiprocessors() == 0) {
+    const cudaError_t error = cudaGetLastError();
+    return error != cudaSuccess ? error : cudaErrorInvalidDevice;
+  }
   const bool bf16 = problem.model.dtype == DType::kBFloat16;
-  if (is_wide(problem, form)) {
-    const int blocks = static_cast<int>(std::min<int64_t>(problem.tokens.batch, multiprocessors()));
+  form = form_of(problem, form);
+  const int blocks = blocks_of(form), clusters = clusters_of(problem, blocks);
+  if (is_wide(problem, form) || is_split(problem, form)) {
     void* arguments[] = {const_cast<EncodeT5Problem*>(&problem)};
     const Activation activation = problem.model.activation;
-    return launch_kernel(bf16 ? wide_bf16(activation) : wide_fp16(activation), arguments, blocks,
-                         kWideThreads, 1, wide_shared_bytes(problem), stream);
+    if (is_wide(problem, form))
+      return launch_kernel(bf16 ? wide_bf16(activation) : wide_fp16(activation), arguments,
+                           clusters, kWideThreads, 1, wide_shared_bytes(problem), stream);
+    return launch_kernel(bf16 ? split_bf16(activation, blocks) : split_fp16(activation, blocks),
+                         arguments, clusters * blocks, kSplitThreads, blocks,
+                         split_shared_bytes(problem, blocks), stream);
   }
   EncodeShape shape = encode_shape(problem, form);
   if (shape.tiles == 0) return cudaErrorInvalidValue;

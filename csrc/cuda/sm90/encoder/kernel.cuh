@@ -492,7 +492,7 @@ struct Encoder {
     for (int64_t segment = 0; segment < batch; segment += kSegment) {
       const int count = static_cast<int>(min(static_cast<int64_t>(kSegment), batch - segment));
       share_of_segment(block().problem.tokens, segment, count, cluster, block().shape.clusters,
-                       reinterpret_cast<int*>(block_memory() + block().shape.mixed), block().state);
+                       block().shape.tiles, block_memory() + block().shape.mixed, block().state);
       const int64_t end = segment + block().state.end;
       for (int64_t first = segment + block().state.begin; first < end;) {
         const Group group = form_group(block().problem.tokens, first, end, block().shape.tiles,

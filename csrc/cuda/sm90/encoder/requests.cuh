@@ -1,6 +1,7 @@
 // Which requests a block takes, and their valid tokens as rows.
 #pragma once
 
+#include "cuda/ptx/bulk.cuh"
 #include "cuda/sm90/encoder/shape.h"
 #include "cuda/warp.cuh"
 
@@ -31,6 +32,9 @@ struct EncodeState {
   int counts[kBlockWarps];
   int sums[kBlockWarps];
   int begin, end;
+
+  // Of the warps that compute; there may be others.
+  __device__ __forceinline__ static void barrier() { ptx::named_barrier(15, kThreadCount); }
 };
 
 __device__ __forceinline__ int valid_tokens(const TokensView& tokens, int64_t request) {
@@ -41,23 +45,26 @@ __device__ __forceinline__ int valid_tokens(const TokensView& tokens, int64_t re
   return __reduce_add_sync(kAllLanes, count);
 }
 
-// Requests [begin, end) of a segment of `count` that cluster `index` of `clusters` takes, by their
-// numbers of tiles: contiguous, all about as much work. `tiles` is shared memory, int
-// [kSegment]. Every thread gets the result.
+// Requests [begin, end) of a segment of `count` that cluster `index` of `clusters` takes. Time goes
+// by passes, the groups that form_group makes of `capacity` tiles, and those follow from the
+// requests' sizes alone: passes are shared out, as many to each cluster. `scratch` is shared
+// memory, 8 bytes for each of kSegment requests. Every thread gets the result.
 template <class State>
 __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64_t first, int count,
-                                                 int index, int clusters, int* tiles,
-                                                 State& state) {
+                                                 int index, int clusters, int capacity,
+                                                 void* scratch, State& state) {
+  constexpr int kBegins = 1 << 30;  // a pass begins with this request
+  auto* const tiles = static_cast<int*>(scratch);
   const int tid = static_cast<int>(threadIdx.x);
-  __syncthreads();          // the last segment's share was read
+  State::barrier();         // the last segment's share was read
   if (count <= clusters) {  // one each
     if (tid == 0) state.begin = min(index, count), state.end = min(index + 1, count);
-    __syncthreads();
+    State::barrier();
     return;
   }
   for (int i = tid; i < kSegment; i += State::kThreadCount) tiles[i] = 0;
-  if (tid == 0) state.begin = count, state.end = 0;
-  __syncthreads();
+  if (tid == 0) state.begin = state.end = count;
+  State::barrier();
   const uint8_t* mask = tokens.mask + first * tokens.tokens;
   const int64_t bytes = static_cast<int64_t>(count) * tokens.tokens;
   const int head =
@@ -84,13 +91,44 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
       done += width;
     }
   }
-  __syncthreads();
+  State::barrier();
+  for (int i = tid; i < count; i += State::kThreadCount)
+    tiles[i] = (tiles[i] + kTileRows - 1) / kTileRows;
+  State::barrier();
+  // The pass after one that begins with request i begins with next[i]; then two, four .. passes
+  // on, and each time as many more are known to begin one.
+  auto* next = reinterpret_cast<uint16_t*>(tiles + kSegment);
+  auto* further = next + kSegment;
+  for (int i = tid; i < count; i += State::kThreadCount) {
+    int to = i + 1, sum = tiles[i];
+    while (to < count && to < i + State::kWarpCount && sum + tiles[to] <= capacity)
+      sum += tiles[to++];
+    next[i] = static_cast<uint16_t>(to);
+  }
+  State::barrier();
+  if (tid == 0) tiles[0] |= kBegins;
+  for (int passes = 1; passes < count; passes *= 2) {
+    State::barrier();
+    for (int i = tid; i < count; i += State::kThreadCount) {
+      const int to = next[i];
+      if (to < count && (tiles[i] & kBegins) != 0) atomicOr(tiles + to, kBegins);
+      further[i] = to < count ? next[to] : static_cast<uint16_t>(count);
+    }
+    auto* const swap = next;
+    next = further, further = swap;
+  }
+  State::barrier();
+  // A request of more tiles than a pass has counts as often as it fills one.
+  const auto passes_at = [&](int i) {
+    return (tiles[i] & kBegins) == 0 ? 0
+                                     : max(((tiles[i] & ~kBegins) + capacity - 1) / capacity, 1);
+  };
   constexpr int kOwn = (kSegment + State::kThreadCount - 1) / State::kThreadCount;
   int own = 0, sum = 0, all = 0;
 #pragma unroll 4
   for (int i = 0; i < kOwn; ++i) {
     const int request = kOwn * tid + i;
-    if (request < count) own += max((tiles[request] + kTileRows - 1) / kTileRows, 1);
+    if (request < count) own += passes_at(request);
   }
   int before = own;
 #pragma unroll
@@ -99,7 +137,7 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
     if (lane_index() >= distance) before += other;
   }
   if (lane_index() == kWarp - 1) state.sums[warp_index()] = before;
-  __syncthreads();
+  State::barrier();
   for (int w = 0; w < State::kWarpCount; ++w) {
     if (w < warp_index()) sum += state.sums[w];
     all += state.sums[w];
@@ -110,13 +148,12 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
   for (int i = 0; i < kOwn; ++i) {
     const int request = kOwn * tid + i;
     if (request >= count) break;
-    if (sum >= low && sum < high) {
-      atomicMin(&state.begin, request);
-      atomicMax(&state.end, request + 1);
-    }
-    sum += max((tiles[request] + kTileRows - 1) / kTileRows, 1);
+    const int passes = passes_at(request);
+    if (passes > 0 && sum >= low) atomicMin(&state.begin, request);
+    if (passes > 0 && sum >= high) atomicMin(&state.end, request);
+    sum += passes;
   }
-  __syncthreads();
+  State::barrier();
 }
 
 // The longest group of requests first, first + 1, .. (before `end`) that fits in `tiles` tiles, and
@@ -125,12 +162,12 @@ template <class State>
 __device__ __forceinline__ Group form_group(const TokensView& tokens, int64_t first, int64_t end,
                                             int tiles, int* long_position, State& state) {
   const int warp = warp_index(), lane = lane_index();
-  __syncthreads();  // the last group is done
+  State::barrier();  // the last group is done
   if (first + warp < end) {
     const int count = valid_tokens(tokens, first + warp);
     if (lane == 0) state.counts[warp] = count;
   }
-  __syncthreads();
+  State::barrier();
   Group group{first, 0, 0, false};
   int own_first = -1;  // row of this warp's request
   for (int i = 0; i < State::kWarpCount && first + i < end; ++i) {

@@ -41,7 +41,7 @@ struct EncodeShape {
 
 EncodeShape encode_shape(const EncodeT5Problem& problem, EncodeForm form);
 
-// Kernels by dtype, each in a file of its own. Narrow: heads of 64.
+// Kernels by dtype, each in a file of its own; one for heads of 64, one for all others.
 const void* encode_t5_bf16(int head_dim);
 const void* encode_t5_fp16(int head_dim);
 

@@ -15,7 +15,8 @@ enum class EncodeForm : int32_t {
   kThroughput = 1,  // a block takes whole requests through all layers
   kCluster2 = 2,    // as many blocks share a request's heads and feed-forward columns
   kCluster4 = 4,
-  kCluster8 = 8
+  kCluster8 = 8,
+  kCluster1 = 16  // a block takes one request at a time; models that split.h does not take: as 1
 };
 
 struct EncodeFormRow {
@@ -44,16 +45,31 @@ constexpr EncodeFormRow kWideEncodeForms[] = {
      "batch 32: 244, two blocks a request 248; batch 128: 240, 497"},
 };
 
-constexpr EncodeForm form_of(EncodeForm asked, int64_t batch, bool is_wide) {
+// For models of short requests, whose forms for few of them are wgmma too (split.h).
+constexpr EncodeFormRow kSplitEncodeForms[] = {
+    {15, EncodeForm::kCluster8,
+     "the chip is idle: eight blocks a request, 15 clusters fit at once; batch 15: 52, four 68"},
+    {30, EncodeForm::kCluster4,
+     "four blocks a request, 30 clusters fit at once; batch 30: 72, two blocks 95"},
+    {66, EncodeForm::kCluster2,
+     "two blocks a request, 66 clusters fit at once; batch 66: 95, one block 124"},
+    {132, EncodeForm::kCluster1, "a block a request; batch 128: 125, throughput 194"},
+    {INT64_MAX, EncodeForm::kThroughput, "several requests a block; batch 256: 215, 246"},
+};
+
+// Which kernels of the family a model takes.
+enum class EncodeKernels { kGeneral, kWide, kSplit };
+
+constexpr EncodeForm form_of(EncodeForm asked, int64_t batch, EncodeKernels kernels) {
   if (asked != EncodeForm::kAuto) return asked;
-  if (is_wide) {
-    for (const EncodeFormRow& row : kWideEncodeForms)
+  const auto choose = [&](const auto& rows) {
+    for (const EncodeFormRow& row : rows)
       if (batch <= row.most_requests) return row.form;
-  } else {
-    for (const EncodeFormRow& row : kEncodeForms)
-      if (batch <= row.most_requests) return row.form;
-  }
-  return EncodeForm::kThroughput;
+    return EncodeForm::kThroughput;
+  };
+  return kernels == EncodeKernels::kSplit  ? choose(kSplitEncodeForms)
+         : kernels == EncodeKernels::kWide ? choose(kWideEncodeForms)
+                                           : choose(kEncodeForms);
 }
 
 struct EncodeSizes {

@@ -5,8 +5,8 @@
 // products that add to it, and stays in registers from the embedding to the states; queries, mixed
 // values and the hidden layer go from accumulator to left operand in registers. Shared memory
 // holds normed rows (left operand of the other products), keys and values of one head and of the
-// next, and weights: pieces of 16 KB in the order of use, copied in bulk into a ring, where the
-// last warp that has used a piece sends for another.
+// next, and weights: pieces of 16 KB in the order of use, which a warp of its own copies in bulk
+// into a ring.
 //
 // Attention is mma.sync, a warp for each tile: any 16 rows may have keys of their own.
 #pragma once
@@ -14,10 +14,9 @@
 #include <type_traits>
 
 #include "cuda/ptx/bulk.cuh"
-#include "cuda/ptx/matrices.cuh"
+#include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/mma.cuh"
-#include "cuda/ptx/wgmma.cuh"
-#include "cuda/sm90/encoder/activation.cuh"
+#include "cuda/sm90/encoder/operands.cuh"
 #include "cuda/sm90/encoder/requests.cuh"
 #include "cuda/sm90/encoder/wide.h"
 
@@ -25,21 +24,17 @@ namespace sidmlp::cuda::sm90 {
 
 constexpr int kStages = 4;
 constexpr int kHeadBuffers = 2;  // of keys and values: no warp waits for the last head's readers
-constexpr int kStageBytes = 16 * 1024;
-constexpr int kWideWarps = kWideThreads / kWarp;
+constexpr int kWideWarps = 12;   // that compute
 constexpr int kWideRows = kTileRows * kWideTiles;
-constexpr int kRowBytes = 128;  // of a head's row, and of half a normed row
-constexpr float kWideLog2E = 1.4426950408889634f;
-constexpr float kWideMasked = -3.0e38f;
 
 struct WideShared {
-  char stages[kStages][kStageBytes];
+  char stages[kStages][kPieceBytes];
   char normed[3][2][64 * kRowBytes];  // of a warpgroup, columns 0-63 and 64-127
   char keys[kHeadBuffers][kWideRows * kRowBytes];
   char values[kHeadBuffers][kWideRows * kRowBytes];
   EncodeState<kWideTiles, kWideWarps> state;
-  alignas(8) uint64_t full[kStages];
-  int released[kStages];      // warps that are done with the piece
+  alignas(8) uint64_t full[kStages], empty[kStages];
+  uint64_t done;              // no more pieces are used
   alignas(16) float bias[4];  // [heads][2 T - 1]
 };
 
@@ -48,30 +43,20 @@ __device__ __forceinline__ WideShared& wide() {
   return *reinterpret_cast<WideShared*>(wide_memory);
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// The same, computed where it stands: descriptors that are moved out of loops fill the registers.
-__device__ __forceinline__ uint32_t here(uint32_t x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 // The weights, in pieces as they are used: for each layer, for each head K, V, Q, O, then for each
 // 64 hidden columns both matrices.
 struct Pieces {
   const char* tiles;
   int heads, chunks, layers;
 
-  __device__ __forceinline__ void fetch(uint32_t index) const {
-    const uint32_t own = 4 * heads + 2 * chunks, stage = index % kStages;
-    const uint32_t layer = index / own % layers, i = index % own;
-    const uint32_t barrier = shared_address(&wide().full[stage]);
-    const uint32_t to = shared_address(wide().stages[stage]);
-    constexpr uint32_t kBlock = 8192;
-    const char* from = tiles + static_cast<int64_t>(layer) * own * kStageBytes;
-    ptx::barrier_expect(barrier, kStageBytes);
+  __device__ __forceinline__ uint32_t of_layer() const { return 4 * heads + 2 * chunks; }
+  // Piece i of a layer -> a stage.
+  __device__ __forceinline__ void fetch(int layer, uint32_t i, uint32_t stage) const {
+    const uint32_t own = of_layer();
+    const uint32_t barrier = ptx::shared_address(&wide().full[stage]);
+    const uint32_t to = ptx::shared_address(wide().stages[stage]);
+    const char* from = tiles + static_cast<int64_t>(layer) * own * kPieceBytes;
+    ptx::barrier_expect(barrier, kPieceBytes);
     // Blocks of a matrix [N, 128] are whole pieces; of a matrix [128, K] a piece is two blocks.
     uint32_t first, apart = 1;
     if (i < 4u * heads) {
@@ -87,8 +72,8 @@ struct Pieces {
       first = i % 2 == 0 ? 8 * heads + 2 * c : 8 * heads + 2 * chunks + c;
       if (i % 2 == 1) apart = chunks;
     }
-    ptx::bulk_copy(to, from + first * kBlock, kBlock, barrier);
-    ptx::bulk_copy(to + kBlock, from + (first + apart) * kBlock, kBlock, barrier);
+    ptx::bulk_copy(to, from + first * kTileBytes, kTileBytes, barrier);
+    ptx::bulk_copy(to + kTileBytes, from + (first + apart) * kTileBytes, kTileBytes, barrier);
   }
 };
 
@@ -102,10 +87,10 @@ struct WideEncoder {
 
   __device__ __forceinline__ int tile() const { return 4 * group + warp; }
   // Shared addresses; constants, so that they hold no registers.
-  __device__ __forceinline__ static uint32_t stages() { return shared_address(wide().stages); }
-  __device__ __forceinline__ static uint32_t full() { return shared_address(wide().full); }
+  __device__ __forceinline__ static uint32_t stages() { return ptx::shared_address(wide().stages); }
+  __device__ __forceinline__ static uint32_t full() { return ptx::shared_address(wide().full); }
   __device__ __forceinline__ uint32_t normed() const {
-    return shared_address(wide().normed) + group * 16384;
+    return ptx::shared_address(wide().normed) + group * 16384;
   }
 
   // Piece next + ahead is there; its shared address.
@@ -114,24 +99,14 @@ struct WideEncoder {
     while (!ptx::barrier_try(full() + 8 * stage, piece / kStages & 1)) {
     }
     __syncwarp();
-    return stages() + stage * kStageBytes;
+    return stages() + stage * kPieceBytes;
   }
   __device__ __forceinline__ void release() {
-    __syncwarp();
-    if (lane == 0) {
-      const uint32_t stage = next % kStages;
-      __threadfence_block();
-      if (atomicAdd(&wide().released[stage], 1) == kWideWarps - 1) {
-        wide().released[stage] = 0;
-        __threadfence_block();
-        pieces.fetch(next + kStages);
-      }
-    }
-    __syncwarp();
+    if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&wide().empty[next % kStages]), 1);
     ++next;
   }
 
-  // Normed rows of x -> shared memory of this warpgroup. Rows without a token become zeros.
+  // What RMSNorm multiplies this lane's two rows of x by.
   __device__ __forceinline__ void norm_scale(float (&scale)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -144,6 +119,7 @@ struct WideEncoder {
       scale[r] = rsqrtf(sum * (1.0f / kWideDim) + problem.model.layer_norm_eps);
     }
   }
+  // Normed rows of x -> shared memory of this warpgroup. Rows without a token become zeros.
   __device__ __forceinline__ void norm(const float* gain) const {
     float scale[2];
     norm_scale(scale);
@@ -192,37 +168,13 @@ struct WideEncoder {
       ptx::wgmma_registers<W, true>(x, a[k][0], a[k][1], a[k][2], a[k][3], b + 2 * k);
     ptx::wgmma_commit();
   }
-  // An accumulator as the left operand of the next product.
-  template <class Value>
-  __device__ __forceinline__ static void pack(const float (&sum)[8][4], uint32_t (&a)[4][4],
-                                              const Value& value) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        a[k][i] = narrow_two<W>(value(sum[2 * k + i / 2][i % 2 * 2], i % 2),
-                                value(sum[2 * k + i / 2][i % 2 * 2 + 1], i % 2));
-  }
-
-  __device__ __forceinline__ void store_rows(const float (&sum)[8][4], uint32_t to) const {
-    const int row = lane % 8 + lane / 8 % 2 * 8;
-    to += (16 * tile() + row) * kRowBytes;
-#pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-      const uint32_t piece = (j + lane / 16) ^ (row & 7);
-      ptx::store_matrices(
-          to + 16 * piece, narrow_two<W>(sum[j][0], sum[j][1]), narrow_two<W>(sum[j][2], sum[j][3]),
-          narrow_two<W>(sum[j + 1][0], sum[j + 1][1]), narrow_two<W>(sum[j + 1][2], sum[j + 1][3]));
-    }
-  }
-
   // One head: queries in registers, keys and values of this tile's request in shared memory.
   __device__ __forceinline__ void attend(const uint32_t (&q)[4][4], uint32_t key, uint32_t value,
                                          uint32_t head_bias, uint32_t (&out)[4][4]) const {
     const auto& state = wide().state;
     const int first = state.tile_first[tile()], count = state.tile_count[tile()];
-    const uint32_t position = shared_address(state.position) + 4 * first + 8 * t;
-    float sum[8][4], most[2] = {kWideMasked, kWideMasked}, total[2] = {0.0f, 0.0f};
+    const uint32_t position = ptx::shared_address(state.position) + 4 * first + 8 * t;
+    float sum[8][4], most[2] = {kMaskedScore, kMaskedScore}, total[2] = {0.0f, 0.0f};
     uint32_t offset[2];
 #pragma unroll
     for (int j = 0; j < 8; ++j)
@@ -267,7 +219,7 @@ struct WideEncoder {
             for (int e = 0; e < 4; ++e) {
               const float b = ptx::load_float((e % 2 == 0 ? at.x : at.y) * 4 + offset[e / 2]);
               const bool there = kWhole || k + 8 * j + 2 * t + e % 2 < count;
-              score[j][e] = there ? score[j][e] + b : kWideMasked;
+              score[j][e] = there ? score[j][e] + b : kMaskedScore;
               high[e / 2] = fmaxf(high[e / 2], score[j][e]);
             }
           }
@@ -275,7 +227,7 @@ struct WideEncoder {
 #pragma unroll
           for (int i = 0; i < 2; ++i)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) score[2 * half + i][e] = kWideMasked;
+            for (int e = 0; e < 4; ++e) score[2 * half + i][e] = kMaskedScore;
         }
       }
       float shrink[2];
@@ -283,9 +235,9 @@ struct WideEncoder {
       for (int r = 0; r < 2; ++r) {
         high[r] = fmaxf(high[r], __shfl_xor_sync(kAllLanes, high[r], 1));
         high[r] = fmaxf(high[r], __shfl_xor_sync(kAllLanes, high[r], 2));
-        shrink[r] = ptx::exp2((most[r] - high[r]) * kWideLog2E);
+        shrink[r] = ptx::exp2((most[r] - high[r]) * kLog2E);
         most[r] = high[r];
-        high[r] *= -kWideLog2E;
+        high[r] *= -kLog2E;
         total[r] *= shrink[r];
       }
 #pragma unroll
@@ -300,7 +252,7 @@ struct WideEncoder {
           for (int i = 0; i < 2; ++i)
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-              p[i][e] = ptx::exp2(fmaf(score[2 * half + i][e], kWideLog2E, high[e / 2]));
+              p[i][e] = ptx::exp2(fmaf(score[2 * half + i][e], kLog2E, high[e / 2]));
               total[e / 2] += p[i][e];
             }
           const uint32_t a0 = narrow_two<W>(p[0][0], p[0][1]), a1 = narrow_two<W>(p[0][2], p[0][3]);
@@ -327,7 +279,7 @@ struct WideEncoder {
       total[r] += __shfl_xor_sync(kAllLanes, total[r], 2);
       scale[r] = total[r] == 0.0f ? 0.0f : 1.0f / total[r];  // 0: a tile of no request
     }
-    pack(sum, out, [&](float v, int r) { return v * scale[r]; });
+    to_operand<W>(sum, out, [&](float v, int r) { return v * scale[r]; });
   }
 
   // Keys and values of one head -> shared memory, its queries -> registers. The keys' product is
@@ -344,28 +296,33 @@ struct WideEncoder {
     begin_product(second, value);
     ptx::wgmma_wait<1>();
     release();
-    store_rows(key, keys_of(head));
+    store_head_rows<W>(key, keys_of(head) + 16 * tile() * kRowBytes);
     const uint32_t third = await(1);
     ptx::wgmma_fence();
     begin_product(third, key);  // now the queries
     ptx::wgmma_wait<1>();
     release();
-    store_rows(value, values_of(head));
+    store_head_rows<W>(value, values_of(head) + 16 * tile() * kRowBytes);
     ptx::wgmma_wait<0>();
     release();
-    pack(key, q, [](float v, int) { return v; });
+    to_operand<W>(key, q, [](float v, int) { return v; });
   }
+  // With an odd number of heads a layer's first head has the buffer of the last layer's last one.
+  // Whoever stores there has waited for a later piece than that one's output matrix: four stages
+  // on, so that every warp has released that matrix, and read the keys before.
+  static_assert(kStages == 4 && kHeadBuffers == 2);
   __device__ __forceinline__ static uint32_t keys_of(int head) {
-    return shared_address(wide().keys[head % kHeadBuffers]);
+    return ptx::shared_address(wide().keys[head % kHeadBuffers]);
   }
   __device__ __forceinline__ static uint32_t values_of(int head) {
-    return shared_address(wide().values[head % kHeadBuffers]);
+    return ptx::shared_address(wide().values[head % kHeadBuffers]);
   }
   __device__ __forceinline__ void attend_head(const uint32_t (&q)[4][4], int head,
                                               uint32_t (&mixed)[4][4]) const {
-    __syncthreads();  // all keys and values are stored; those of the head before were read
+    // All keys and values are stored; those of the head before were read.
+    EncodeState<kWideTiles, kWideWarps>::barrier();
     attend(q, keys_of(head), values_of(head),
-           shared_address(wide().bias) + 4 * head * (2 * problem.tokens.tokens - 1), mixed);
+           ptx::shared_address(wide().bias) + 4 * head * (2 * problem.tokens.tokens - 1), mixed);
   }
 
   __device__ __forceinline__ void attention(const float* gain) {
@@ -410,7 +367,7 @@ struct WideEncoder {
     release();
 #pragma unroll 1
     for (int chunk = 1; chunk < pieces.chunks; ++chunk) {
-      pack(sum, hidden, act);
+      to_operand<W>(sum, hidden, act);
       const uint32_t out = await(), in = await(1);
       ptx::wgmma_fence();
       begin_sum(hidden, out);
@@ -419,7 +376,7 @@ struct WideEncoder {
       release();
       release();
     }
-    pack(sum, hidden, act);
+    to_operand<W>(sum, hidden, act);
     const uint32_t out = await();
     ptx::wgmma_fence();
     begin_sum(hidden, out);
@@ -474,56 +431,88 @@ struct WideEncoder {
   }
 };
 
+// Weights layer by layer, again and again -> the ring, until nobody uses them; one warp.
+__device__ __forceinline__ void copy_pieces(const Pieces& pieces) {
+  auto& shared = wide();
+  uint32_t index = 0;
+  for (int layer = 0;; layer = layer + 1 == pieces.layers ? 0 : layer + 1)
+    for (uint32_t i = 0; i < pieces.of_layer(); ++i, ++index) {
+      const uint32_t empty = ptx::shared_address(&shared.empty[index % kStages]);
+      while (!ptx::barrier_try(empty, ~(index / kStages) & 1))
+        if (ptx::barrier_test(ptx::shared_address(&shared.done), 0)) return;
+      if (lane_index() == 0) pieces.fetch(layer, i, index % kStages);
+      __syncwarp();
+    }
+}
+
 template <class W, bool kRelu>
-__global__ void __launch_bounds__(kWideThreads, 1)
-    encode_t5_wide_kernel(const __grid_constant__ EncodeT5Problem problem) {
-  const int tid = static_cast<int>(threadIdx.x);
+__device__ __forceinline__ void compute_wide(const EncodeT5Problem& problem, const Pieces& pieces) {
   const T5View& model = problem.model;
   const TokensView& tokens = problem.tokens;
   auto& shared = wide();
   auto& state = shared.state;
-  const Pieces pieces{static_cast<const char*>(model.tiles), model.num_heads, model.ffn_dim / 64,
-                      model.num_layers};
-  if (tid == 0) {
-    for (int i = 0; i < kStages; ++i) {
-      ptx::barrier_init(shared_address(&shared.full[i]), 1);
-      shared.released[i] = 0;
-    }
-    ptx::barrier_init_fence();
-    for (uint32_t i = 0; i < kStages; ++i) pieces.fetch(i);
-  }
+  constexpr int kThreads = kWarp * kWideWarps;
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
   for (int h = 0; h < model.num_heads; ++h) {
     const float* from = model.position_bias +
                         static_cast<int64_t>(h) * (2 * model.bias_tokens - 1) + model.bias_tokens -
                         tokens.tokens;
-    for (int i = tid; i < 2 * tokens.tokens - 1; i += kWideThreads)
+    for (int i = tid; i < 2 * tokens.tokens - 1; i += kThreads)
       shared.bias[h * (2 * tokens.tokens - 1) + i] = __ldg(from + i);
   }
-  __syncthreads();
-  const int lane = tid % kWarp;
-  WideEncoder<W, kRelu> encoder{problem,  pieces, tid / 128, tid / kWarp % 4, lane, lane / 4,
-                                lane % 4, 0,      {}};
+  state.barrier();
+  const int warp = uniform(tid / kWarp);
+  WideEncoder<W, kRelu> encoder{problem,  pieces,   warp / 4, warp % 4, lane,
+                                lane / 4, lane % 4, 0,        {}};
   for (int64_t segment = 0; segment < tokens.batch; segment += kSegment) {
     const int count = static_cast<int>(min(static_cast<int64_t>(kSegment), tokens.batch - segment));
     share_of_segment(tokens, segment, count, static_cast<int>(blockIdx.x),
-                     static_cast<int>(gridDim.x), reinterpret_cast<int*>(shared.keys), state);
-    const int64_t end = segment + state.end;
-    for (int64_t first = segment + state.begin; first < end;) {
-      const Group group = form_group(tokens, first, end, kWideTiles, nullptr, state);
-      for (int i = kTileRows * group.tiles + tid; i < kWideRows; i += kWideThreads) {
+                     static_cast<int>(gridDim.x), kWideTiles, shared.keys, state);
+    const int64_t end = segment + uniform(state.end);
+    for (int64_t first = segment + uniform(state.begin); first < end;) {
+      Group group = form_group(tokens, first, end, kWideTiles, nullptr, state);
+      group.tiles = uniform(group.tiles), group.requests = uniform(group.requests);
+      for (int i = kTileRows * group.tiles + tid; i < kWideRows; i += kThreads) {
         state.owner[i] = -1, state.position[i] = 0;
         if (i % kTileRows == 0)
           state.tile_first[i / kTileRows] = state.tile_count[i / kTileRows] = 0;
       }
-      __syncthreads();
+      state.barrier();
       if (group.tiles > 0) encoder.encode(group);
-      clear_masked(tokens, problem.states, kWideDim, group, tid / kWarp, kWideWarps);
+      clear_masked(tokens, problem.states, kWideDim, group, warp, kWideWarps);
       first += group.requests;
     }
   }
   for (int i = 0; i < kStages; ++i) {  // no copy outlives the block
     encoder.await();
     ++encoder.next;
+  }
+  if (tid == 0) ptx::barrier_arrive(ptx::shared_address(&shared.done), 1);
+}
+
+template <class W, bool kRelu>
+__global__ void __launch_bounds__(kWideThreads, 1)
+    encode_t5_wide_kernel(const __grid_constant__ EncodeT5Problem problem) {
+  const T5View& model = problem.model;
+  auto& shared = wide();
+  const Pieces pieces{static_cast<const char*>(model.tiles), model.num_heads, model.ffn_dim / 64,
+                      model.num_layers};
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      ptx::barrier_init(ptx::shared_address(&shared.full[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&shared.empty[i]), kWideWarps);
+    }
+    ptx::barrier_init(ptx::shared_address(&shared.done), 1);
+    ptx::barrier_init_fence();
+  }
+  __syncthreads();
+  const int warp = uniform(warp_index());
+  if (warp >= kWideWarps) {
+    ptx::give_registers<32>();
+    if (warp == kWideWarps) copy_pieces(pieces);
+  } else {
+    ptx::take_registers<160>();
+    compute_wide<W, kRelu>(problem, pieces);
   }
 }
 

@@ -24,6 +24,6 @@ int wide_shared_bytes(const EncodeT5Problem& problem);  // of a block
 const void* wide_bf16(Activation activation);
 const void* wide_fp16(Activation activation);
 
-constexpr int kWideThreads = 384;
+constexpr int kWideThreads = 512;  // three warpgroups, and one for the copies
 
 }  // namespace sidmlp::cuda::sm90
