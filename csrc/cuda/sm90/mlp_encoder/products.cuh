@@ -6,6 +6,8 @@
 // [1]) and g + 8 ([2], [3]) of tile m. The order of a sum depends on its length alone.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/ptx/mma.cuh"
 #include "cuda/sm90/mlp_encoder/numbers.cuh"
 #include "cuda/sm90/mlp_encoder/shape.h"
@@ -132,7 +134,8 @@ struct Multiply<float, kM, kC> {
 };
 
 // What the sums begin with is loaded before the products, all of it at once: a load after them
-// would wait for the one before.
+// would wait for the one before. In fp32 it is added last: hundreds of products would each be
+// rounded to its size.
 template <class W, int kM, int kC, class Begin, class Store>
 __device__ __forceinline__ void product_unit(const MlpRows& rows, int first_tile, int inner,
                                              const W* weight, int column_blocks, int first_block,
@@ -155,11 +158,18 @@ __device__ __forceinline__ void product_unit(const MlpRows& rows, int first_tile
           visit(kMlpTileRows * (first_tile + m) + 8 * half + g, 16 * first_block + 8 * j + 2 * t,
                 first_block + j / 2 < column_blocks, sum[m][j][2 * half], sum[m][j][2 * half + 1]);
   };
+  constexpr bool kLast = std::is_same_v<W, float>;
   each([&](int row, int column, bool real, float& low, float& high) {
-    const float2 value = real ? begin(row, column) : float2{0.0f, 0.0f};
+    const float2 value = real && !kLast ? begin(row, column) : float2{0.0f, 0.0f};
     low = value.x, high = value.y;
   });
   multiply.add_to(sum);
+  if constexpr (kLast) {
+    each([&](int row, int column, bool real, float& low, float& high) {
+      const float2 value = real ? begin(row, column) : float2{0.0f, 0.0f};
+      low += value.x, high += value.y;
+    });
+  }
   each([&](int row, int column, bool real, float& low, float& high) {
     if (real) store(row, column, low, high);
   });
