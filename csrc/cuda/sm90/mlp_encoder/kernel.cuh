@@ -36,33 +36,57 @@ struct MlpEncoder {
   static __device__ __forceinline__ const MlpView& model() { return state().problem.model; }
   static __device__ __forceinline__ char* memory() { return mlp_memory + kMlpStateBytes; }
 
+  static __device__ __forceinline__ float* x_rows() {
+    float* x = state().x;
+    __builtin_assume(__isGlobal(x));
+    return x;
+  }
+  static __device__ __forceinline__ const MlpPlace* places() {
+    const MlpPlace* places = state().places;
+    __builtin_assume(__isGlobal(places));
+    return places;
+  }
   static __device__ __forceinline__ MlpRows rows_at(int offset, int bytes) {
     return {ptx::shared_address(memory()) + static_cast<uint32_t>(offset), bytes};
   }
 
   static __device__ __forceinline__ void embed() {
+    constexpr int kTogether = 4;  // tokens of a thread whose loads go out together
     const int pieces = shape().dim_pad / 8, count = state().own_rows * pieces;
-#pragma unroll 2
-    for (int i = threadIdx.x; i < count; i += kMlpThreads) {
-      const int row = i / pieces, piece = i % pieces;
-      const MlpPlace place = state().places[row];
-      const int64_t id =
-          __ldg(problem().tokens.ids + (state().first + place.request) * problem().tokens.tokens +
-                place.position);
-      const bool known = id >= 0 && id < model().vocab_size;
-      float a[8], b[8];
-      N::load(
-          static_cast<const W*>(model().embedding) + (known ? id : 0) * shape().dim_pad + 8 * piece,
-          a);
-      N::load(static_cast<const W*>(model().positions) +
-                  static_cast<int64_t>(place.position) * shape().dim_pad + 8 * piece,
-              b);
+    const TokensView& tokens = problem().tokens;
+    for (int from = threadIdx.x; from < count; from += kTogether * kMlpThreads) {
+      MlpPlace place[kTogether];
+      int64_t id[kTogether];
+      float a[kTogether][8], b[kTogether][8];
 #pragma unroll
-      for (int j = 0; j < 8; ++j) a[j] = known ? a[j] + b[j] : __int_as_float(0x7fffffff);
-      auto* to = reinterpret_cast<float4*>(state().x + static_cast<int64_t>(row) * shape().dim_pad +
-                                           8 * piece);
-      to[0] = {a[0], a[1], a[2], a[3]};
-      to[1] = {a[4], a[5], a[6], a[7]};
+      for (int n = 0; n < kTogether; ++n)
+        place[n] = places()[min(from + n * kMlpThreads, count - 1) / pieces];
+#pragma unroll
+      for (int n = 0; n < kTogether; ++n)
+        id[n] = __ldg(tokens.ids + (state().first + place[n].request) * tokens.tokens +
+                      place[n].position);
+#pragma unroll
+      for (int n = 0; n < kTogether; ++n) {
+        const int piece = min(from + n * kMlpThreads, count - 1) % pieces;
+        if (id[n] < 0 || id[n] >= model().vocab_size) id[n] = -1;
+        N::load(static_cast<const W*>(model().embedding) +
+                    max(id[n], int64_t{0}) * shape().dim_pad + 8 * piece,
+                a[n]);
+        N::load(static_cast<const W*>(model().positions) +
+                    static_cast<int64_t>(place[n].position) * shape().dim_pad + 8 * piece,
+                b[n]);
+      }
+#pragma unroll
+      for (int n = 0; n < kTogether; ++n) {
+        const int i = from + n * kMlpThreads;
+        if (i >= count) break;
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          a[n][j] = id[n] < 0 ? __int_as_float(0x7fffffff) : a[n][j] + b[n][j];
+        auto* to = reinterpret_cast<float4*>(x_rows()) + 2 * static_cast<int64_t>(i);
+        to[0] = {a[n][0], a[n][1], a[n][2], a[n][3]};
+        to[1] = {a[n][4], a[n][5], a[n][6], a[n][7]};
+      }
     }
   }
 
@@ -76,7 +100,7 @@ struct MlpEncoder {
       const int role = state().rank + rest % own * shape().cluster, request = rest / own;
       const int rows = state().counts[request][role];
       const auto* from =
-          reinterpret_cast<const float4*>(state().x) +
+          reinterpret_cast<const float4*>(x_rows()) +
           static_cast<int64_t>(state().base[role] + state().starts[request][role]) * quads + quad;
       float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
@@ -119,37 +143,56 @@ struct MlpEncoder {
     }
   }
 
-  // Rows [begin, begin + rows) of this block, rounded, zeros up to a whole tile.
-  static __device__ __forceinline__ void gather(int begin, int rows, int tiles) {
-    const int pieces = shape().dim_pad / 8;
-    for (int i = threadIdx.x; i < kMlpTileRows * tiles * pieces; i += kMlpThreads) {
-      const int row = i / pieces, piece = i % pieces;
-      float value[8] = {};
-      if (row < rows) {
-        const auto* from = reinterpret_cast<const float4*>(
-            state().x + static_cast<int64_t>(begin + row) * shape().dim_pad + 8 * piece);
-        const float4 a = from[0], b = from[1];
-        value[0] = a.x, value[1] = a.y, value[2] = a.z, value[3] = a.w;
-        value[4] = b.x, value[5] = b.y, value[6] = b.z, value[7] = b.w;
+  // Rows [begin, begin + rows) of this block, rounded, zeros up to a whole tile; gain and shift of
+  // the hidden LayerNorm. Loads of a thread go out together.
+  static __device__ __forceinline__ void gather(int begin, int rows, int tiles,
+                                                const float* vectors) {
+    constexpr int kTogether = 3;
+    const int pieces = shape().dim_pad / 8, count = kMlpTileRows * tiles * pieces;
+    const int hidden_pad = shape().hidden_pad;
+    const auto* norm_from = reinterpret_cast<const float4*>(vectors + hidden_pad);
+    auto* norm = reinterpret_cast<float4*>(memory() + shape().vectors);
+    const int own = static_cast<int>(threadIdx.x);
+    const float4 first_norm = __ldg(norm_from + min(own, hidden_pad / 2 - 1));
+    const int request = places()[begin + min(own, rows - 1)].request;
+    const auto* x =
+        reinterpret_cast<const float4*>(x_rows() + static_cast<int64_t>(begin) * shape().dim_pad);
+    for (int from = own; from < count; from += kTogether * kMlpThreads) {
+      float4 low[kTogether] = {}, high[kTogether] = {};
+#pragma unroll
+      for (int n = 0; n < kTogether; ++n) {
+        const int i = from + n * kMlpThreads;
+        if (i < rows * pieces) low[n] = x[2 * i], high[n] = x[2 * i + 1];
       }
-      N::store(rows_at(shape().x, 0).address +
-                   static_cast<uint32_t>(row * shape().x_bytes +
-                                         8 * piece * static_cast<int>(sizeof(W))),
-               value);
-      if (piece == 0)
-        state().request_of[row] = row < rows ? state().places[begin + row].request : 0;
+#pragma unroll
+      for (int n = 0; n < kTogether; ++n) {
+        const int i = from + n * kMlpThreads;
+        if (i >= count) break;
+        const int row = i / pieces, piece = i % pieces;
+        const float value[8] = {low[n].x,  low[n].y,  low[n].z,  low[n].w,
+                                high[n].x, high[n].y, high[n].z, high[n].w};
+        N::store(rows_at(shape().x, 0).address +
+                     static_cast<uint32_t>(row * shape().x_bytes +
+                                           8 * piece * static_cast<int>(sizeof(W))),
+                 value);
+      }
     }
+    if (own < hidden_pad / 2) norm[own] = first_norm;
+    if (own < kMlpTileRows * tiles) state().request_of[own] = request;
+#pragma unroll 1
+    for (int i = own + kMlpThreads; i < hidden_pad / 2; i += kMlpThreads)
+      norm[i] = __ldg(norm_from + i);
   }
 
   // hidden <- GELU(LayerNorm(hidden)), in units of N::kUnit; sixteen lanes a row, each with every
   // sixteenth piece of eight. The first pieces stay in registers, others are read again.
-  static __device__ __forceinline__ void normalise(int rows, const float* vectors) {
+  static __device__ __forceinline__ void normalise(int rows) {
     constexpr int kHeld = 4;
     const int lane = lane_index(), own = lane % 16, width = model().hidden_dim;
     const int pieces = shape().hidden_pad / 8, hidden_bytes = shape().hidden_bytes;
     const uint32_t hidden = rows_at(shape().hidden, 0).address;
-    const float* gain = vectors + shape().hidden_pad;
-    const float* shift = gain + shape().hidden_pad;
+    const auto* gain = reinterpret_cast<const float4*>(memory() + shape().vectors);
+    const float4* shift = gain + shape().hidden_pad / 4;
     const float share = 1.0f / static_cast<float>(width), eps = model().eps;
     auto sum_of = [&](float value) {
 #pragma unroll
@@ -170,8 +213,7 @@ struct MlpEncoder {
     auto finish_piece = [&](float (&value)[8], uint32_t to, int piece, float mean, float scale) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float4 g = ptx::load_here(gain + 8 * piece + 4 * half);
-        const float4 s = ptx::load_here(shift + 8 * piece + 4 * half);
+        const float4 g = gain[2 * piece + half], s = shift[2 * piece + half];
         float* v = value + 4 * half;
         v[0] = N::activate(fmaf((v[0] - mean) * scale, g.x, s.x));
         v[1] = N::activate(fmaf((v[1] - mean) * scale, g.y, s.y));
@@ -233,42 +275,53 @@ struct MlpEncoder {
     const int tiles = (rows + kMlpTileRows - 1) / kMlpTileRows;
     auto* mean_hidden = reinterpret_cast<float*>(memory() + shape().mean_hidden);
     const MlpRows hidden = rows_at(shape().hidden, shape().hidden_bytes);
-    gather(begin, rows, tiles);
+    gather(begin, rows, tiles, vectors);
     if (is_first) {
-      product<W, 2>(rows_at(shape().means, shape().x_bytes), 1, dim_pad,
-                    static_cast<const W*>(layer.mean) + role * matrix, hidden_pad / 16,
-                    [&](int request, int column, float low, float high) {
-                      if (request >= state().requests) return;
-                      const float2 bias = __ldg(reinterpret_cast<const float2*>(vectors + column));
-                      *reinterpret_cast<float2*>(mean_hidden + request * hidden_pad + column) = {
-                          low + bias.x, high + bias.y};
-                    });
+      product<W, 2>(
+          rows_at(shape().means, shape().x_bytes), 1, dim_pad,
+          static_cast<const W*>(layer.mean) + role * matrix, hidden_pad / 16,
+          [&](int, int column) { return __ldg(reinterpret_cast<const float2*>(vectors + column)); },
+          [&](int request, int column, float low, float high) {
+            if (request < state().requests)
+              *reinterpret_cast<float2*>(mean_hidden + request * hidden_pad + column) = {low, high};
+          });
     }
     __syncthreads();
     product<W, 2>(
         rows_at(shape().x, shape().x_bytes), tiles, dim_pad,
         static_cast<const W*>(layer.token) + role * matrix, hidden_pad / 16,
+        [&](int row, int column) {
+          return *reinterpret_cast<const float2*>(mean_hidden +
+                                                  state().request_of[row] * hidden_pad + column);
+        },
         [&](int row, int column, float low, float high) {
-          const float2 more = *reinterpret_cast<const float2*>(
-              mean_hidden + state().request_of[row] * hidden_pad + column);
           N::store_two(hidden.address + static_cast<uint32_t>(row * hidden.bytes +
                                                               column * static_cast<int>(sizeof(W))),
-                       low + more.x, high + more.y);
+                       low, high);
         });
     __syncthreads();
-    normalise(rows, vectors);
+    // The last bias, by the warps with the fewest rows; nobody reads that of the pass before.
+    auto* bias = reinterpret_cast<float*>(memory() + shape().vectors) + 2 * hidden_pad;
+#pragma unroll 1
+    for (int i = kMlpThreads - 1 - static_cast<int>(threadIdx.x); i < dim_pad; i += kMlpThreads)
+      bias[i] = __ldg(layer.bias + role * dim_pad + i);
+    normalise(rows);
     __syncthreads();
-    const float* biases = layer.bias + role * dim_pad;
-    product<W, 1>(hidden, tiles, hidden_pad, static_cast<const W*>(layer.out) + role * matrix,
-                  dim_pad / 16, [&](int row, int column, float low, float high) {
-                    if (row >= rows) return;
-                    const float2 bias = __ldg(reinterpret_cast<const float2*>(biases + column));
-                    auto* to = reinterpret_cast<float2*>(
-                        state().x + static_cast<int64_t>(begin + row) * dim_pad + column);
-                    const float2 before = *to;
-                    *to = {before.x + fmaf(low, N::kUnit, bias.x),
-                           before.y + fmaf(high, N::kUnit, bias.y)};
-                  });
+    float* x = x_rows() + static_cast<int64_t>(begin) * dim_pad;
+    constexpr float kInUnits = 1.0f / N::kUnit;  // a power of two: nothing is rounded
+    product<W, 1>(
+        hidden, tiles, hidden_pad, static_cast<const W*>(layer.out) + role * matrix, dim_pad / 16,
+        [&](int row, int column) {
+          const float2 more = *reinterpret_cast<const float2*>(bias + column);
+          const float2 before = *reinterpret_cast<const float2*>(
+              x + static_cast<int64_t>(min(row, rows - 1)) * dim_pad + column);  // no branch
+          return float2{kInUnits * (before.x + more.x), kInUnits * (before.y + more.y)};
+        },
+        [&](int row, int column, float low, float high) {
+          if (row < rows)
+            *reinterpret_cast<float2*>(x + static_cast<int64_t>(row) * dim_pad + column) = {
+                N::kUnit * low, N::kUnit * high};
+        });
   }
 
   // states <- LayerNorm(x), eight lanes a row.
@@ -286,7 +339,7 @@ struct MlpEncoder {
       const bool real = 4 * four + lane / 8 < state().own_rows;
       const int row = real ? 4 * four + lane / 8 : 0;
       const auto* from =
-          reinterpret_cast<const float4*>(state().x) + static_cast<int64_t>(row) * quads;
+          reinterpret_cast<const float4*>(x_rows()) + static_cast<int64_t>(row) * quads;
       float sum = 0.0f, squares = 0.0f;
 #pragma unroll 4
       for (int quad = own; quad < quads; quad += 8) {
@@ -306,7 +359,7 @@ struct MlpEncoder {
       }
       const float scale = rsqrtf(fmaf(sum_of(squares), scale_of_sum, model().eps));
       if (!real) continue;
-      const MlpPlace place = state().places[row];
+      const MlpPlace place = places()[row];
       W* to = states +
               ((state().first + place.request) * problem().tokens.tokens + place.position) * dim;
 #pragma unroll 4

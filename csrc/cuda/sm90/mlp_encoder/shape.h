@@ -59,7 +59,8 @@ struct MlpShape {
   int slots;     // requests of a group
   int dim_pad, hidden_pad;
   int x_bytes, hidden_bytes;  // of a row in shared memory; odd multiples of 16: no bank conflicts
-  int x, hidden, means, mean_hidden;  // byte offsets into dynamic shared memory, after MlpState
+  int x, hidden, means, mean_hidden,
+      vectors;  // byte offsets into dynamic shared memory, after MlpState
   int shared_bytes;
   int most_rows;  // of a group, in one block
   // Byte offsets into the workspace: of a block, then of a cluster.
@@ -86,13 +87,15 @@ constexpr MlpShape mlp_block(const MlpSizesOf& sizes) {
       const int64_t x = 0, hidden = x + rows * s.x_bytes;
       const int64_t means = hidden + rows * s.hidden_bytes;
       const int64_t mean_hidden = means + int64_t{kMlpTileRows} * s.x_bytes;
-      int64_t all = mean_hidden + int64_t{4} * choice[0] * s.hidden_pad;
+      const int64_t vectors = mean_hidden + int64_t{4} * choice[0] * s.hidden_pad;
+      int64_t all = vectors + int64_t{8} * s.hidden_pad + int64_t{4} * s.dim_pad;
       if (all < kMlpShareBytes) all = kMlpShareBytes;
       all += kMlpStateBytes;
       if (all > kMlpSharedBytes) continue;
       s.tiles = tiles, s.slots = choice[0];
       s.x = static_cast<int>(x), s.hidden = static_cast<int>(hidden);
       s.means = static_cast<int>(means), s.mean_hidden = static_cast<int>(mean_hidden);
+      s.vectors = static_cast<int>(vectors);
       s.shared_bytes = static_cast<int>(all);
       return s;
     }
