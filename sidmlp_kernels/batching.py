@@ -225,13 +225,20 @@ class Histories:
         )
         if first_unknown < 0:
             return True
+        self.drop_unknown(known)
+        return False
+
+    def drop_unknown(self, known: KnownItems) -> None:
+        """Forgets items that are not known, where there are some; ValueError for them where they
+        are not to be dropped."""
         found = known.lookup(self.items) >= 0
+        if found.all():
+            return
         request = np.repeat(np.arange(len(self)), self.lengths)
         if self.unknown == "raise":
             _raise_unknown(self.items, request, found)
         self.items = self.items[found]
         self.lengths = np.bincount(request[found], minlength=len(self))
-        return False
 
 
 def make_batch(
