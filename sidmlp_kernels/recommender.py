@@ -27,6 +27,7 @@ from .decode_arguments import (
     exclusion_tensors,
 )
 from .encoder_plan import EncoderPlan
+from .ops.library import Results
 from .plan import DecodePlan
 from .recommendations import Recommendations
 from .served_model import ServedModel
@@ -149,12 +150,8 @@ class Recommender(ServedModel):
             encoder.check_tokens(batch.ids)
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
         excluded = exclusion_tensors(exclude, len(batch), self.device)
-        if encoder.joins_decode:
-            results = plan.recommend(batch.ids.contiguous(), batch.mask.contiguous(), *excluded)
-            return Recommendations(*results, plan.snapshot.version)
-        states = self._encode(encoder, batch)
-        check_states(states, batch.mask, self.student.spec.dim, self.device)
-        return self._run_states(plan, states, batch.mask, excluded)
+        results = self._decode_ids(plan, batch.ids, batch.mask, excluded)
+        return Recommendations(*results, plan.snapshot.version)
 
     @traced("decode_states")
     def decode_states(
@@ -177,7 +174,9 @@ class Recommender(ServedModel):
         plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
         check_states(encoder_states, mask, self.student.spec.dim, self.device)
         excluded = exclusion_tensors(exclude, encoder_states.shape[0], self.device)
-        return self._run_states(plan, encoder_states, mask, excluded)
+        states = encoder_states.detach().contiguous()
+        results = plan.decode_states(states, mask.contiguous(), *excluded)
+        return Recommendations(*results, plan.snapshot.version)
 
     @traced("beam_decode")
     def beam_decode(
@@ -319,12 +318,19 @@ class Recommender(ServedModel):
         """
         return recommender_files.push(self, repo_id, private, include_encoder)
 
-    @traced("encoder")
-    def _encode(self, encoder: EncoderPlan, batch: Batch) -> Tensor:
-        return encoder(batch.ids, batch.mask)
+    # -- operators
 
-    def _run_states(
-        self, plan: DecodePlan, states: Tensor, mask: Tensor, excluded: Exclusion
-    ) -> Recommendations:
-        results = plan.decode_states(states.detach().contiguous(), mask.contiguous(), *excluded)
-        return Recommendations(*results, plan.snapshot.version)
+    def _decode_ids(
+        self, plan: DecodePlan, ids: Tensor, mask: Tensor, excluded: Exclusion
+    ) -> Results:
+        """Token ids to results in as few operators as there are."""
+        encoder = self._need_encoder("decode")
+        if encoder.joins_decode and encoder.backend == plan.backend:
+            return plan.recommend(ids.contiguous(), mask.contiguous(), *excluded)
+        states = self._encode(encoder, ids, mask)
+        check_states(states, mask, self.student.spec.dim, self.device)
+        return plan.decode_states(states.detach().contiguous(), mask.contiguous(), *excluded)
+
+    @traced("encoder")
+    def _encode(self, encoder: EncoderPlan, ids: Tensor, mask: Tensor) -> Tensor:
+        return encoder(ids, mask)

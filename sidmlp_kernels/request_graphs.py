@@ -11,7 +11,7 @@ Made by Recommender.capture_requests.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from .batching import UNKNOWN, Batch, Histories, RequestMemory
 from .captured_graph import StaticExclusion
-from .decode_arguments import check_device, check_type
-from .encoder_plan import EncoderPlan
+from .decode_arguments import Exclusion, check_device, check_type
 from .graphs_by_size import GraphsBySize
 from .host_memory import Mark, host_memory
+from .ops.library import Results
 from .plan import DecodePlan
 from .recommendations import PackedResults, Recommendations
 from .serving_state import Settings
@@ -38,9 +38,14 @@ class StaticRequests:
     """What a graph of whole requests reads: ids and mask [size, tokens], exclusion."""
 
     def __init__(
-        self, encoder: EncoderPlan, size: int, tokens: int, max_excluded: int, device: torch.device
+        self,
+        decode: Callable[[DecodePlan, Tensor, Tensor, Exclusion], Results],
+        size: int,
+        tokens: int,
+        max_excluded: int,
+        device: torch.device,
     ) -> None:
-        self._encoder = encoder
+        self._decode = decode
         memory = torch.zeros(RequestMemory.words(size, tokens), dtype=torch.int64, device=device)
         self.requests = RequestMemory(memory, size, tokens)
         self.exclusion = StaticExclusion(size, max_excluded, device)
@@ -62,11 +67,9 @@ class StaticRequests:
 
     def decode(self, plan: DecodePlan) -> PackedResults:
         """One decode of all rows."""
-        ids, mask = self.requests.ids, self.requests.mask
         excluded = self.exclusion.ids, self.exclusion.offsets
-        if self._encoder.joins_decode:
-            return PackedResults.of(plan.recommend(ids, mask, *excluded))
-        return PackedResults.of(plan.decode_states(self._encoder(ids, mask), mask, *excluded))
+        results = self._decode(plan, self.requests.ids, self.requests.mask, excluded)
+        return PackedResults.of(results)
 
 
 class _Staging:
@@ -107,14 +110,14 @@ class RequestGraphs(GraphsBySize[StaticRequests]):
     ) -> None:
         super().__init__(model, settings, batch_sizes, tokens, max_excluded)
         self._recommender = model
-        self._encoder = model._need_encoder("capture_requests")
-        if self._encoder.packed is None:
+        encoder = model._need_encoder("capture_requests")
+        if encoder.packed is None:
             raise ValueError(
                 "capture_requests: expected an encoder that the backend runs as an operator, got "
-                f"{self._encoder.reason}; call decode, or encode yourself and use capture"
+                f"{encoder.reason}; call decode, or encode yourself and use capture"
             )
-        self._vocab_size = self._encoder.packed.spec.vocab_size
-        self._encoder.check_tokens(torch.empty(0, self.tokens))
+        self._vocab_size = encoder.packed.spec.vocab_size
+        encoder.check_tokens(torch.empty(0, self.tokens))
         self._staging: dict[int, deque[_Staging]] = {size: deque() for size in self.batch_sizes}
         self.refresh()
 
@@ -163,9 +166,11 @@ class RequestGraphs(GraphsBySize[StaticRequests]):
         read = Histories.read(histories, model.tokens, users, unknown)
         batch = len(read)
         known = model.known_items
-        if read.longest(model.tokens) > self.tokens:
+        tokens = read.longest(model.tokens)
+        if tokens > self.tokens:
             read.drop_unknown(known)
-        self._check_size(batch, read.longest(model.tokens))
+            tokens = read.longest(model.tokens)
+        self._check_size(batch, tokens)
         excluded = None if exclude is None else self._exclusion(exclude, batch)
         size = self._size_for(batch)
         staging = self._take_staging(size)
@@ -197,8 +202,8 @@ class RequestGraphs(GraphsBySize[StaticRequests]):
         return DecodeStream(batches, decode, lanes(self._model.device, depth))
 
     def _make_inputs(self, plan: DecodePlan, size: int) -> StaticRequests:
-        device = plan.packed.device
-        return StaticRequests(self._encoder, size, self.tokens, self.max_excluded, device)
+        decode, device = self._recommender._decode_ids, plan.packed.device
+        return StaticRequests(decode, size, self.tokens, self.max_excluded, device)
 
     def _take_staging(self, size: int) -> _Staging:
         try:
