@@ -1,11 +1,12 @@
 """What a caller in Python waits for: lists of item histories in, lists of items out.
 
-calls   `batch` (lists to tensors, and to the device), `decode` and `item_lists`, which waits
-        for the device and copies back; the host's clock around all three
-graphs  on a GPU: `RequestGraphs.recommend` and `item_lists`, one replay of a graph of this
-        batch size
-stream  `decode_stream` of the same batch again and again, and `item_lists` of each answer
-        while the device works on the next; of the model, and on a GPU of its graphs
+    calls   `batch` (lists to tensors, and to the device), `decode` and `item_lists`, which waits
+            for the device and copies back; the host's clock around all three
+    graphs  on a GPU: `RequestGraphs.recommend_lists`, one replay of a graph of this batch size
+    stream  `decode_stream` of the same batch again and again, and `item_lists` of each answer
+            while the device works on the next; of the model, and on a GPU of its graphs
+
+Answers are held against those of encoder and decode_states.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ def host_times(
     ask = {"k": options.k, "num_beams": options.num_beams}
     wanted = right_answer(model, histories, options)
     size = len(histories)
-    model.decode(model.batch(histories), **ask)  # makes the plan
+    check_answer(model.decode(model.batch(histories), **ask), wanted)
 
-    def whole() -> tuple[Recommendations, list[int]]:
+    def whole() -> tuple[list[list[int]], list[int]]:
         marks = [time.perf_counter_ns()]
         batch = model.batch(histories)
         marks.append(time.perf_counter_ns())
         found = model.decode(batch, **ask)
         marks.append(time.perf_counter_ns())
-        found.item_lists()
+        lists = found.item_lists()
         marks.append(time.perf_counter_ns())
-        return found, marks
+        return lists, marks
 
     result = timed(whole, wanted, calls, size, PARTS)
     result["stream_users_per_s"] = stream_rate(
@@ -58,12 +59,12 @@ def host_times(
         except ValueError as error:  # no operator for this encoder
             return {**result, "graphs_left_out": str(error)}
 
-        def replayed() -> tuple[Recommendations, list[int]]:
+        def replayed() -> tuple[list[list[int]], list[int]]:
             begin = time.perf_counter_ns()
-            found = graphs.recommend(histories)
-            found.item_lists()
+            found = graphs.recommend_lists(histories)
             return found, [begin, time.perf_counter_ns()]
 
+        check_answer(graphs.recommend(histories), wanted)
         result["graphs"] = timed(replayed, wanted, calls, size, ())
         result["graphs"]["stream_users_per_s"] = stream_rate(
             graphs.decode_stream, histories, wanted, calls
@@ -82,19 +83,20 @@ def captured(model: Recommender, size: int, options: RequestOptions) -> RequestG
 
 
 def timed(
-    call: Callable[[], tuple[Recommendations, list[int]]],
+    call: Callable[[], tuple[list[list[int]], list[int]]],
     wanted: Recommendations,
     calls: int,
     users: int,
     parts: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Times of a call that returns its answer and the clock before, between and after its parts."""
+    """Times of a call that returns its items and the clock before, between and after its parts."""
+    items = wanted.item_lists()
     samples: list[tuple[float, ...]] = []
     end = time.perf_counter() + MOST_SECONDS
     for number in range(WARMUP + calls):
         found, marks = call()
-        if number in (0, WARMUP + calls - 1):
-            check_answer(found, wanted)
+        if found != items:
+            raise wrong_answer()
         if number >= WARMUP:
             spans = [(b - a) / 1e3 for a, b in itertools.pairwise(marks)]
             samples.append((sum(spans), *spans))
@@ -120,7 +122,8 @@ def stream_rate(
     calls: int,
 ) -> float:
     """Users a second of a stream of `calls` batches from its first answer on, the items of each
-    taken as lists. Two more batches have run before, which pin memory."""
+    taken as lists. Two more batches have run before, which pin memory. The first and the last
+    answers are judged."""
     for found in stream([histories] * 2):
         check_answer(found, wanted)
     answers = stream(itertools.repeat(histories, 1 + calls))
@@ -150,10 +153,14 @@ def check_answer(found: Recommendations, wanted: Recommendations) -> None:
     """VerificationError unless items and scores are the right ones."""
     here = found.cpu()
     if not (torch.equal(here.items, wanted.items) and torch.equal(here.scores, wanted.scores)):
-        raise VerificationError(
-            "lists to lists: expected the items of encoder and decode_states, got others; not "
-            "timing it"
-        )
+        raise wrong_answer()
+
+
+def wrong_answer() -> VerificationError:
+    """What ends the benchmark."""
+    return VerificationError(
+        "lists to lists: expected the items of encoder and decode_states, got others; not timing it"
+    )
 
 
 def host_line(host: dict[str, Any]) -> str:

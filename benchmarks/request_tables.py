@@ -169,7 +169,9 @@ def host_table(report: Report) -> str | None:
         "`decode`, and the items as lists, which waits for the device"
     )
     if any("graphs" in host for _, _, host in every):
-        lead += "; `capture_requests(..).recommend` replays a graph; streams are `decode_stream`"
+        lead += (
+            "; `capture_requests(..).recommend_lists` replays a graph; streams are `decode_stream`"
+        )
     return f"{lead}:\n\n{markdown(header, body, left=1)}"
 
 

@@ -213,13 +213,7 @@ class Histories:
             self.items,
             self.lengths,
             self.users,
-            *known.index,
-            known.codes,
-            tokens.code_offsets,
-            tokens.user_offset,
-            tokens.eos_id,
-            tokens.pad_id,
-            tokens.max_items,
+            *_layout(known, tokens),
             ids,
             mask,
         )
@@ -239,6 +233,35 @@ class Histories:
             _raise_unknown(self.items, request, found)
         self.items = self.items[found]
         self.lengths = np.bincount(request[found], minlength=len(self))
+
+
+def _layout(known: KnownItems, tokens: TokenSpec) -> tuple[Any, ...]:
+    """What the host library takes of both."""
+    return (
+        *known.index,
+        known.codes,
+        tokens.code_offsets,
+        tokens.user_offset,
+        tokens.eos_id,
+        tokens.pad_id,
+        tokens.max_items,
+    )
+
+
+def place_lists(
+    histories: object,
+    known: KnownItems,
+    tokens: TokenSpec,
+    ids: npt.NDArray[np.int64],
+    mask: npt.NDArray[np.bool_],
+) -> bool:
+    """Fills ids and mask [B, T] from lists of plain ints, all known, without users, in one call.
+
+    False where the histories are not of that kind, not B or need more than T tokens: Histories
+    takes them or says what is wrong with them.
+    """
+    placed: bool = host_library().place_lists(histories, *_layout(known, tokens), ids, mask)
+    return placed
 
 
 def make_batch(

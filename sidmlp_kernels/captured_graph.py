@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .host_memory import host_memory
+from .host_memory import CurrentStream, host_memory
 from .plan import DecodePlan
 from .recommendations import PackedResults
 from .tracing import traced
@@ -77,6 +77,7 @@ class CapturedGraph(Generic[Inputs]):
     def __init__(self, plan: DecodePlan, make_inputs: Callable[[DecodePlan], Inputs]) -> None:
         self.plan = plan
         self.device = plan.packed.device
+        self._current = CurrentStream(self.device)
         # Tensors made in a caller's inference mode could not be written to outside of it.
         with torch.cuda.device(self.device), torch.inference_mode(False), torch.no_grad():
             self.done = torch.cuda.Event()
@@ -98,7 +99,7 @@ class CapturedGraph(Generic[Inputs]):
 
         One thread at a time. Every step names its device itself, whichever is current.
         """
-        stream = torch.cuda.current_stream(self.device)
+        stream = self._current.get()
         stream.wait_event(self.done)
         try:
             load(self._inputs)

@@ -34,6 +34,24 @@ def host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
         return torch.empty(shape, dtype=dtype)
 
 
+class CurrentStream:
+    """The current stream of a GPU; its object is made anew only after another was current, which
+    takes as long as a launch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._index = torch.cuda.current_device() if device.index is None else device.index
+        self._last: tuple[int, torch.cuda.Stream] | None = None
+
+    def get(self) -> torch.cuda.Stream:
+        """As torch.cuda.current_stream(device), in any thread."""
+        raw = torch._C._cuda_getCurrentRawStream(self._index)
+        last = self._last
+        if last is None or last[0] != raw:
+            last = self._last = (raw, torch.cuda.current_stream(self._device))
+        return last[1]
+
+
 class Mark:
     """A place in the current stream of `device`, for the host to wait until work got there.
 
@@ -42,13 +60,14 @@ class Mark:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event, self._stream = torch.cuda.Event(), CurrentStream(device)
 
     def record(self) -> None:
         """Behind all that is enqueued now."""
         if self._event is not None:
-            self._event.record(torch.cuda.current_stream(self._device))
+            self._event.record(self._stream.get())
 
     def wait(self) -> None:
         """Until what was enqueued before the last `record` has ended."""

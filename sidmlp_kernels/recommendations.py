@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -97,8 +99,22 @@ class Recommendations:
         return packed.in_(memory).recommendations(len(self), self.catalogue_version)
 
     def item_lists(self) -> list[list[int]]:
-        """Item ids of each request, best first, real ones only: counts[b] of them for request b."""
-        here = self.cpu()
-        items, counts = here.items.contiguous(), here.counts.contiguous()
-        lists: list[list[int]] = host_library().item_lists(items.numpy(), counts.numpy())
-        return lists
+        """Item ids of each request, best first, real ones only: counts[b] of them for request b.
+
+        From a GPU these alone are copied, with one wait for its current stream.
+        """
+        items, counts = self.items, self.counts
+        if items.device.type != "cpu":
+            at = 2 * items.numel()
+            memory = host_memory((at + len(self),), torch.int32, items.device)
+            items, counts = memory[:at].view(torch.int64).view(items.shape), memory[at:]
+            items.copy_(self.items, non_blocking=True)
+            counts.copy_(self.counts, non_blocking=True)
+            torch.cuda.current_stream(self.items.device).synchronize()
+        return lists_of(items.contiguous().numpy(), counts.contiguous().numpy())
+
+
+def lists_of(items: npt.NDArray[np.int64], counts: npt.NDArray[np.int32]) -> list[list[int]]:
+    """items [B, k], counts [B] -> the first counts[b] of each row."""
+    lists: list[list[int]] = host_library().item_lists(items, counts)
+    return lists

@@ -1,7 +1,7 @@
 """Whole requests as replays of CUDA graphs, one for each of a few batch sizes: encoder and decode.
 
     histories --place--> host memory --copy--> static ids, mask --replay--> static results
-              --copy--> host memory --> Recommendations on the CPU          (`recommend`)
+              --copy--> host memory --> Recommendations on the CPU, or lists  (`recommend`)
     Batch on the GPU --copy--> static ids, mask --replay--> static results
               --clone--> Recommendations on the GPU                         (`decode`)
 
@@ -14,17 +14,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .batching import UNKNOWN, Batch, Histories, RequestMemory
+from .batching import UNKNOWN, Batch, Histories, RequestMemory, place_lists
 from .captured_graph import StaticExclusion
 from .decode_arguments import Exclusion, check_device, check_type
 from .graphs_by_size import GraphsBySize
 from .host_memory import Mark, host_memory
 from .ops.library import Results
 from .plan import DecodePlan
-from .recommendations import PackedResults, Recommendations
+from .recommendations import PackedResults, Recommendations, lists_of
 from .serving_state import Settings
 from .spec import check_choice
 from .streaming import DecodeStream, Requests, lanes
@@ -75,19 +77,34 @@ class StaticRequests:
 class _Staging:
     """Host memory of one call: requests on their way in, results on their way out."""
 
-    def __init__(self, size: int, tokens: int, words: int, device: torch.device) -> None:
+    def __init__(self, size: int, tokens: int, k: int, levels: int, device: torch.device) -> None:
+        self.size = self.batch = size
         self.requests = RequestMemory.on_host(size, tokens, device)
-        self.ids, self.mask = self.requests.ids.numpy(), self.requests.mask.numpy()
-        self.ids.fill(0)
-        self.mask.fill(False)
-        self._used = 0  # rows that are not masked
+        self._ids, self._mask = self.requests.ids.numpy(), self.requests.mask.numpy()
+        self._ids.fill(0)
+        self._mask.fill(False)
+        words = PackedResults.words(size, k, levels)
         self.results = host_memory((words,), torch.int32, device)
+        # Made once: a view costs as much as its copy.
+        self._views = PackedResults(self.results, size, k, levels).first(size)
+        self._items, self._counts = self._views[0].numpy(), self._views[3].numpy()
         self.arrived = Mark(device)
 
-    def rows(self, batch: int) -> None:
-        """From now on `batch` rows are in use, and the others are masked."""
-        self.mask[batch : self._used] = False
-        self._used = batch
+    def rows(self, batch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """ids and mask of `batch` rows to fill; the others are masked from now on."""
+        self._mask[batch : self.batch] = False
+        self.batch = batch
+        return self._ids[:batch], self._mask[:batch]
+
+    def recommendations(self, catalogue_version: int) -> Recommendations:
+        """What has arrived, in memory of its own."""
+        batch = self.batch
+        own = [view.clone() if batch == self.size else view[:batch].clone() for view in self._views]
+        return Recommendations(own[0], own[1], own[2], own[3], catalogue_version)
+
+    def item_lists(self) -> list[list[int]]:
+        """The items of what has arrived."""
+        return lists_of(self._items[: self.batch], self._counts[: self.batch])
 
 
 class RequestGraphs(GraphsBySize[StaticRequests]):
@@ -159,36 +176,70 @@ class RequestGraphs(GraphsBySize[StaticRequests]):
 
         histories, users, unknown  as Recommender.batch takes them; at most batch_sizes[-1] requests
         exclude                    as in `decode`
-        The least that a request can wait: one copy in, one replay, one copy out, and one wait, on
-        the current stream of the model's device. Raises ValueError for wrong arguments.
+        One copy in, one replay, one copy out and one wait, on the current stream of the model's
+        device. Raises ValueError for wrong arguments.
         """
+        staging, version = self._replayed(histories, users, unknown, exclude)
+        answer = staging.recommendations(version)
+        self._staging[staging.size].append(staging)
+        return answer
+
+    @traced("graphs.recommend_lists")
+    def recommend_lists(
+        self,
+        histories: object,
+        users: Sequence[int | None] | None = None,
+        unknown: str = "raise",
+        exclude: object = None,
+    ) -> list[list[int]]:
+        """`recommend(..).item_lists()` without the tensors: the least that a request can wait."""
+        staging, _ = self._replayed(histories, users, unknown, exclude)
+        lists = staging.item_lists()
+        self._staging[staging.size].append(staging)
+        return lists
+
+    def _replayed(
+        self, histories: object, users: Sequence[int | None] | None, unknown: str, exclude: object
+    ) -> tuple[_Staging, int]:
+        """The host memory that the results have come to, and the catalogue's version.
+
+        The caller gives the memory back. Where something was raised nobody does: a copy may be
+        under way, and torch waits for it before it gives the memory to others.
+        """
+        check_choice(unknown, "unknown", UNKNOWN)
+        staging = self._placed(histories, users, unknown)
+        excluded = None if exclude is None else self._exclusion(exclude, staging.batch)
+        with self._lock:
+            graph = self._graph(staging.size)
+            graph.run(
+                lambda inputs: inputs.load_from_host(staging.requests, excluded), staging.results
+            )
+            staging.arrived.record()
+        staging.arrived.wait()
+        return staging, graph.plan.snapshot.version
+
+    def _placed(
+        self, histories: object, users: Sequence[int | None] | None, unknown: str
+    ) -> _Staging:
         model = self._model
-        read = Histories.read(histories, model.tokens, users, unknown)
-        batch = len(read)
         known = model.known_items
+        if isinstance(histories, list) and len(histories) <= self.batch_sizes[-1] and users is None:
+            staging = self._take_staging(len(histories))
+            rows = staging.rows(len(histories))
+            if place_lists(histories, known, model.tokens, *rows):
+                return staging
+            self._staging[staging.size].append(staging)
+        read = Histories.read(histories, model.tokens, users, unknown)
         tokens = read.longest(model.tokens)
         if tokens > self.tokens:
             read.drop_unknown(known)
             tokens = read.longest(model.tokens)
-        self._check_size(batch, tokens)
-        excluded = None if exclude is None else self._exclusion(exclude, batch)
-        size = self._size_for(batch)
-        staging = self._take_staging(size)
-        staging.rows(batch)
-        while not read.place(known, model.tokens, staging.ids[:batch], staging.mask[:batch]):
+        self._check_size(len(read), tokens)
+        staging = self._take_staging(len(read))
+        rows = staging.rows(len(read))
+        while not read.place(known, model.tokens, *rows):
             pass  # unknown items are dropped now
-        with self._lock:
-            graph = self._graph(size)
-            results = graph.run(
-                lambda inputs: inputs.load_from_host(staging.requests, excluded), staging.results
-            )
-        staging.arrived.record()
-        staging.arrived.wait()
-        own = results.in_(staging.results.clone())
-        # Not where something was raised: a copy may be under way, torch waits for it before it
-        # gives the memory to others.
-        self._staging[size].append(staging)
-        return own.recommendations(batch, graph.plan.snapshot.version)
+        return staging
 
     def decode_stream(
         self, batches: Iterable[object], *, unknown: str = "raise", depth: int = 2
@@ -205,13 +256,13 @@ class RequestGraphs(GraphsBySize[StaticRequests]):
         decode, device = self._recommender._decode_ids, plan.packed.device
         return StaticRequests(decode, size, self.tokens, self.max_excluded, device)
 
-    def _take_staging(self, size: int) -> _Staging:
+    def _take_staging(self, batch: int) -> _Staging:
+        size = self._size_for(batch)
         try:
             return self._staging[size].pop()
         except IndexError:  # all of them are in use
             levels = len(self._model.tokens.code_offsets)
-            words = PackedResults.words(size, self._settings.k, levels)
-            return _Staging(size, self.tokens, words, self._model.device)
+            return _Staging(size, self.tokens, self._settings.k, levels, self._model.device)
 
     def _check_size(self, requests: int, tokens: int) -> None:
         instead = "or use decode of the model"

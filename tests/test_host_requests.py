@@ -122,6 +122,33 @@ def place(known: KnownItems, items: Any, lengths: Any, ids: Any, mask: Any, **ch
     return first
 
 
+def test_lists_are_placed_as_their_arrays_are() -> None:
+    known = KnownItems([5, 6, 7], np.array([[1], [2], [3]]))
+    arguments = (*known.index, known.codes, (10,), 90, 91, 92, 2)
+    place_lists = host_library().place_lists
+    histories: list[Any] = [[5, 6, 7], (), [6]]
+    items, lengths = host_library().flatten_lists(histories)
+    wanted, got = ((np.full((3, 5), -9), np.full((3, 5), turn, bool)) for turn in (False, True))
+    assert place(known, items, lengths, *wanted) == -1
+    assert place_lists(histories, *arguments, *got) is True
+    for mine, right in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(mine, right)
+    short = np.full((3, 3), -9), np.full((3, 3), False)
+    for wrong in (
+        histories[:2],
+        [*histories, []],
+        [*histories[:2], [8]],
+        [*histories[:2], [True]],
+        [*histories[:2], None],
+        {0: [5]},
+    ):
+        assert place_lists(wrong, *arguments, *got) is False
+    assert place_lists(histories, *arguments, *short) is False
+    assert place_lists([[5], [], [6]], *arguments, *short) is True
+    with pytest.raises(ValueError, match="ids and mask of one shape"):
+        place_lists(histories, *arguments, got[0], short[1])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -69,6 +69,9 @@ def test_padding_changes_no_bit(fake, model: sk.Recommender, max_excluded: int) 
         wanted = whole(model, histories, users=users, exclude=exclude)
         got = graphs.recommend(histories, users, exclude=exclude)
         assert_same(got, wanted, f"turn {turn}: {len(histories)} histories")
+        lists = graphs.recommend_lists(tuple(histories) if turn % 2 else histories, users, "raise",
+                                       exclude)  # fmt: skip
+        assert lists == wanted.item_lists(), turn
         got = graphs.decode(model.batch(histories, users), exclude)
         assert_same(got, wanted, f"turn {turn}: {len(histories)} requests")
     assert [graph.size for graph in fake] == [3, 8]
@@ -112,7 +115,7 @@ def test_host_memory_is_kept_and_not_returned_by_a_call_that_fails(
     assert {size: len(some) for size, some in kept.items()} == {3: 1, 8: 1}
     with pytest.raises(ValueError, match=r"histories\[1\]: expected items that"):
         graphs.recommend([[], [-5]])
-    assert not graphs._staging[3]
+    assert not graphs._staging[3], "taken by the call that failed"
     wanted = whole(model, histories_of(model, 2))
     assert_same(graphs.recommend(histories_of(model, 2)), wanted)
     assert len(graphs._staging[3]) == 1
@@ -182,6 +185,8 @@ def test_threads(fake, model: sk.Recommender) -> None:
         (lambda g, m: g.recommend(5), "histories: expected one sequence of item ids per request"),
         (lambda g, m: g.recommend([[]], [1, 2]), "users: expected one id per request, 1, got 2"),
         (lambda g, m: g.recommend([[]], unknown="ask"), "unknown: expected"),
+        (lambda g, m: g.recommend_lists([[], [1.0]]), r"histories\[1\]: expected integers"),
+        (lambda g, m: g.recommend_lists([m.catalogue.item_ids[:4].tolist()]), "at most 11 tokens"),
         (lambda g, m: g.recommend([[]], exclude=[[1]]), "at most max_excluded=0 item ids"),
         (lambda g, m: g.recommend([[]], exclude=[]), "exclude: expected one sequence of item ids"),
         (lambda g, m: g.decode([[1]]), "batch: expected a Batch, got list"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captured_graphs import CYCLES, run_threads
+from captured_graphs import CYCLES, fields, run_threads
 from request_models import histories_of, make_fused
 from small_recommender import (
     TOKENS,
@@ -218,7 +218,7 @@ def test_wrong_settings_are_told_at_once() -> None:
 
 
 def test_recommendations_on_the_cpu_and_as_lists() -> None:
-    bare = sk.Recommender(make_student(), make_catalogue())
+    bare = sk.Recommender(make_student(), make_catalogue(), backend="cpu")
     states, mask = make_states()
     recs = bare.decode_states(states, mask, k=50, num_beams=60, exclude=[range(100, 155)] * 5)
     assert recs.cpu() is recs
@@ -232,6 +232,21 @@ def test_recommendations_on_the_cpu_and_as_lists() -> None:
     first = packed.recommendations(2, recs.catalogue_version)
     assert first.item_lists() == lists[:2]
     assert first.packed() is packed
+
+
+def test_lists_of_a_gpus_answer(cuda: torch.device) -> None:
+    """Of answers whose tensors lie apart, or side by side; the current stream is waited for."""
+    model = make_fused("cuda")
+    batch = model.batch(histories_of(model, 5))
+    recs = model.decode(batch, **ASK)
+    here = recs.cpu()
+    assert_bits(here, sk.Recommendations(*(t.cpu() for t in fields(recs)), recs.catalogue_version))
+    late = sk.Recommendations(*(t.clone() for t in fields(recs)), recs.catalogue_version)
+    late.items.zero_()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(CYCLES)
+    late.items.copy_(recs.items)
+    assert late.item_lists() == here.item_lists() == recs.item_lists()
 
 
 # --- On a GPU.

@@ -5,7 +5,7 @@
 
 namespace sidmlp {
 
-// Adds flatten_lists, place_requests and item_lists to the module.
+// Adds flatten_lists, place_requests, place_lists and item_lists to the module.
 void bind_requests(pybind11::module_& m);
 
 }  // namespace sidmlp
