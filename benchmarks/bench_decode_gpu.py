@@ -28,9 +28,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gpu_timing as timing
+import report_header
 import torch
-from common import ROOT, machine_facts, results_path
-from decode_variants import Contest, dtype_name
+from common import ROOT, results_path
+from decode_variants import Contest
 from gpu_arguments import options_of, parser
 from gpu_axes import EXTRA_BATCHES, EXTRA_PEERS, TEACHER_BATCHES, Point, contest_of, make_points
 from gpu_ceilings import measured_ceilings
@@ -135,22 +136,9 @@ def free_memory() -> None:
 
 def new_report(options: Options, left: list[Left], commit: str | None) -> dict[str, Any]:
     """The report before its first point; RuntimeError where somebody else uses the GPU."""
-    others = timing.other_processes()
-    if others:
-        raise RuntimeError(f"expected to be alone on the GPU, got {others} other processes on it")
-    machine = machine_facts()
-    if commit:
-        machine["commit"] = commit
     setting = {
-        "sizes": options.sizes,
-        "tokens": options.tokens,
-        "k": options.k,
-        "num_beams": options.num_beams,
-        "backends": options.backends,
-        "dtypes": [dtype_name(dtype) for dtype in options.dtypes],
         "states": "in the dtype of the weights, rounded to bf16 before",
         "quick": options.quick,
-        "other_processes": "not checked: no nvidia-ml-py" if others is None else others,
         "peers_about": {
             "best compiled": f"the fastest of {', '.join(COMPILED)} at a point",
             "reference": "eager sidmlp.beam, up to batch 512: its loop over requests is Python's",
@@ -165,21 +153,10 @@ def new_report(options: Options, left: list[Left], commit: str | None) -> dict[s
             "codes_per_level": list(options.sizes["codes_per_level"]),
         },
         "axes": list(options.axes),
-        "threads": torch.get_num_threads(),
-        "timing": (timing.__doc__ or "").split("\n\n", 1)[1],
         "most_replays_per_sample": timing.MOST_REPLAYS,
         "host_calls_per_sample": timing.HOST_CALLS,
     }
-    return {
-        "kind": "decode-gpu",
-        "complete": False,
-        "machine": machine,
-        "gpu": torch.cuda.get_device_name(),
-        "setting": setting,
-        "catalogues": {},
-        "results": [],
-        "left_out": left,
-    }
+    return report_header.new_report("decode-gpu", options, setting, left, commit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

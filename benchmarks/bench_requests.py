@@ -6,9 +6,10 @@
 TIGER's T5 encoder (4 layers, D 128, 6 heads of 64, FFN 1024) with random weights before a student
 of the published sizes, 50 beams, k 10, Beauty's catalogue; bf16 on a GPU, fp32 and bf16 weights on
 the CPU. Histories are full (82 tokens) and then real (ragged, 34 tokens on average), see
-request_inputs. request_peers says who takes part, gpu_timing how a GPU's times are taken,
-request_host what a call from lists to lists is. Everyone reads the same ids, padded to 82 tokens,
-for which peers are compiled.
+request_inputs. Then requests of 1,000 tokens, for an encoder and a student of width 256
+(request_options.long_options). request_peers says who takes part, gpu_timing how a GPU's times are
+taken, request_host what a call from lists to lists is. Everyone reads the same ids, padded to one
+length, for which peers are compiled.
 
 States and items are judged before anything is timed (request_checks). A wrong one of a backend's
 ends the benchmark without a report, a wrong peer is left out. Nothing is timed beside another
@@ -26,19 +27,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gpu_timing as timing
+import report_header
 import torch
 from bench_decode_gpu import about, free_memory, usable_backends
-from common import OthersCpuShare, cpu_name, machine_facts, results_path
+from common import OthersCpuShare, cpu_name, results_path
 from decode_catalogues import load_catalogue
 from decode_variants import Contest, dtype_name
 from gpu_options import Clock, Left
 from gpu_points import Models
 from report_run import run_into
+from request_host import host_line
 from request_inputs import FLOP_PER_S, random_encoder
-from request_options import RequestOptions, on_gpu, options_of, parser
+from request_options import RequestOptions, long_options, on_gpu, options_of, parser
 from request_points import Peers, make_points, measure
 
-from sidmlp_kernels import Recommender, TokenSpec
+from sidmlp_kernels import Recommender, T5Encoder, TokenSpec
 
 Say = Callable[[str], None]
 
@@ -59,25 +62,26 @@ def run(
 ) -> None:
     """Measures every point into `report`, calling `write` after each."""
     clock = Clock()
-    contest = make_contest(options)
+    every = [options, long_options(options)] if options.long_batches else [options]
+    for setting in every:
+        run_setting(setting, report, write, say, clock)
+        report["seconds"], report["compile_seconds"] = clock.elapsed, clock.compiling
+        if on_gpu(options):
+            free_memory()
+
+
+def run_setting(
+    options: RequestOptions,
+    report: dict[str, Any],
+    write: Callable[[], None],
+    say: Say,
+    clock: Clock,
+) -> None:
+    """Measures the points of one encoder and student."""
+    contest, models, encoder = make_models(options)
     report["catalogues"][options.base_catalogue] = about(contest)
-    tokens = TokenSpec.for_codes(contest.spec.codes_per_level)
-    encoder = random_encoder(tokens.vocab_size, options.encoder_sizes)
-    models: Models = {
-        (backend, dtype): Recommender(
-            contest.student,
-            contest.catalogue,
-            encoder,
-            options.device,
-            dtype,
-            backend,
-            tokens=tokens,
-        )
-        for backend in options.backends
-        for dtype in options.dtypes
-    }
-    report["plans"] = {
-        f"{backend}-{dtype_name(dtype)}": str(
+    report["plans"] = report.get("plans", {}) | {
+        f"{backend}-{dtype_name(dtype)}, {options.tokens} tokens": str(
             model._plan(options.k, options.num_beams, None, None, None)
         ).splitlines()
         for (backend, dtype), model in models.items()
@@ -106,54 +110,56 @@ def run(
         shown = ", ".join(f"{row['key']} {row['p50_us']:.1f}" for row in found["variants"])
         say(f"{clock.elapsed:.0f} s  {point} (us): {shown}")
         for key, host in found.get("host", {}).items():
-            say(f"  lists to lists, {key}: p50 {host['p50_us']:.1f}, p99 {host['p99_us']:.1f} us")
+            say(f"  lists to lists, {key}: {host_line(host)}")
         for gone in left:
             say(f"  left out: {gone['name']}: {gone['why']}")
         if on_gpu(options):
             free_memory()
-    report["seconds"], report["compile_seconds"] = clock.elapsed, clock.compiling
+
+
+def make_models(options: RequestOptions) -> tuple[Contest, Models, T5Encoder]:
+    """The student with its catalogue, a Recommender for each backend and dtype, the encoder."""
+    contest = make_contest(options)
+    tokens = TokenSpec.for_codes(contest.spec.codes_per_level, max_items=options.max_items)
+    encoder = random_encoder(tokens.vocab_size, options.encoder_sizes)
+    models: Models = {
+        (backend, dtype): Recommender(
+            contest.student,
+            contest.catalogue,
+            encoder,
+            options.device,
+            dtype,
+            backend,
+            tokens=tokens,
+        )
+        for backend in options.backends
+        for dtype in options.dtypes
+    }
+    return contest, models, encoder
 
 
 def new_report(options: RequestOptions, left: list[Left], commit: str | None) -> dict[str, Any]:
     """The report before its first point; RuntimeError where somebody else uses the GPU."""
-    others = timing.other_processes() if on_gpu(options) else None
-    if others:
-        raise RuntimeError(f"expected to be alone on the GPU, got {others} other processes on it")
-    machine = machine_facts()
-    if commit:
-        machine["commit"] = commit
+    long = long_options(options)
     setting = {
-        "sizes": options.sizes,
         "encoder": options.encoder_sizes,
-        "tokens": options.tokens,
-        "k": options.k,
-        "num_beams": options.num_beams,
-        "backends": list(options.backends),
-        "dtypes": [dtype_name(dtype) for dtype in options.dtypes],
         "batches": list(options.batches),
         "peer_batches": list(options.peer_batches),
         "peers": list(options.peers),
         "flop_per_s_of_the_limit": FLOP_PER_S,
-        "threads": torch.get_num_threads(),
         "peers_about": (
-            f"the first of the dtypes, all requests padded to {options.tokens} tokens; compiled at "
-            "peer_batches"
+            "the first of the dtypes, all requests padded to one length; compiled at peer_batches"
         ),
+        "long": {
+            "batches": list(long.batches),
+            "peer_batches": list(long.peer_batches),
+            "sizes": long.sizes,
+            "encoder": long.encoder_sizes,
+            "tokens": long.tokens,
+        },
     }
-    report: dict[str, Any] = {
-        "kind": "requests-gpu" if on_gpu(options) else "requests-cpu",
-        "complete": False,
-        "machine": machine,
-        "setting": setting,
-        "catalogues": {},
-        "results": [],
-        "left_out": left,
-    }
-    if on_gpu(options):
-        report["gpu"] = torch.cuda.get_device_name()
-        setting["timing"] = (timing.__doc__ or "").split("\n\n", 1)[1]
-        setting["other_processes"] = "not checked: no nvidia-ml-py" if others is None else others
-    return report
+    kind = "requests-gpu" if on_gpu(options) else "requests-cpu"
+    return report_header.new_report(kind, options, setting, left, commit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Requests for bench_requests: histories, the encoder that reads them, and what it must compute.
 
     full  20 items each, 82 tokens: the most that a request has
+    long  as many items as 1,000 tokens hold, see request_options.long_options
     real  what Beauty's users bought, the newest 20 items at most: 34 tokens on average
 
 Where the data folder lacks Beauty, lengths of about the same mean are drawn and the report says so.
@@ -61,14 +62,16 @@ def random_encoder(vocab_size: int, sizes: dict[str, Any]) -> T5Encoder:
     return T5Encoder.from_weights(spec, T5Encoder(spec).state_dict())
 
 
-def histories_of(kind: str, contest: Contest, batch: int, data: Path) -> tuple[list[History], str]:
+def histories_of(
+    kind: str, contest: Contest, batch: int, data: Path, max_items: int = MAX_ITEMS
+) -> tuple[list[History], str]:
     """Seeded histories and their origin; smaller batches begin as larger ones do. The first of the
     real ones is of average length, so that a batch of one is no extreme."""
     rng = np.random.default_rng(SEED)
     item_ids = contest.item_ids.numpy()
-    if kind == "full":
-        rows = rng.integers(0, len(item_ids), (batch, MAX_ITEMS))
-        return item_ids[rows].tolist(), f"{MAX_ITEMS} random items each, seed {SEED}"
+    if kind in ("full", "long"):
+        rows = rng.integers(0, len(item_ids), (batch, max_items))
+        return item_ids[rows].tolist(), f"{max_items} random items each, seed {SEED}"
     path = data / BEAUTY / "sequences.npz"
     if path.exists() and contest.items.name == BEAUTY:
         with np.load(path) as arrays:
@@ -88,7 +91,7 @@ def requests_of(
     kind: str, contest: Contest, model: Recommender, batch: int, tokens: int, data: Path
 ) -> Requests:
     """A batch of `kind`, made by the model from its histories and padded to `tokens`."""
-    histories, origin = histories_of(kind, contest, batch, data)
+    histories, origin = histories_of(kind, contest, batch, data, model.tokens.max_items)
     made = model.batch(histories)
     missing = tokens - made.ids.shape[1]
     ids = functional.pad(made.ids, (0, missing), value=model.tokens.pad_id)

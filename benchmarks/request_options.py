@@ -6,16 +6,16 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import parse_count
+from bench_arguments import add_shared, changes_of, numbers, words
 from gpu_options import Options
-from request_inputs import HISTORIES, T5_SIZES
+from request_inputs import HISTORIES, MAX_ITEMS, T5_SIZES
 
 PEERS = ("compiled", "plain")
 HOST_CALLS = {1: 300, 512: 100}  # batch -> calls from lists to lists
+LONG_TOKENS, LONG_DIM = 1000, 256
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class RequestOptions(Options):
     histories     of request_inputs
     peer_batches  where peers are compiled; at the others they run as they are
     host_calls    batch -> how many calls from lists to lists are timed
+    long_*        of the point of long inputs, see `long_options`
     """
 
     peers: tuple[str, ...] = PEERS
@@ -33,11 +34,29 @@ class RequestOptions(Options):
     peer_batches: tuple[int, ...] = (1, 512)
     host_calls: dict[int, int] = field(default_factory=lambda: dict(HOST_CALLS))
     encoder_sizes: dict[str, Any] = field(default_factory=lambda: dict(T5_SIZES))
+    long_batches: tuple[int, ...] = (32, 1)
+    long_peer_batches: tuple[int, ...] = (32,)
+    max_items: int = MAX_ITEMS
     cold: bool = False
     single_rounds: int = 100
     point_seconds: float = 1.0
     compile_seconds: float = 60.0
     seconds: float = 95.0
+
+
+def long_options(options: RequestOptions) -> RequestOptions:
+    """Requests of 1,000 tokens for an encoder and a student of width 256."""
+    return dataclasses.replace(
+        options,
+        histories=("long",),
+        batches=options.long_batches,
+        peer_batches=options.long_peer_batches,
+        host_calls={},
+        sizes={**options.sizes, "dim": LONG_DIM},
+        encoder_sizes={**options.encoder_sizes, "dim": LONG_DIM},
+        tokens=LONG_TOKENS,
+        max_items=(LONG_TOKENS - 2) // len(options.sizes["codes_per_level"]),
+    )
 
 
 def on_gpu(options: RequestOptions) -> bool:
@@ -47,8 +66,6 @@ def on_gpu(options: RequestOptions) -> bool:
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The command line."""
-    words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
-    numbers = lambda text: [parse_count(word) for word in words(text)]  # noqa: E731
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     made.add_argument("--backends", type=words, help="default: cuda, and cpu with --device cpu")
@@ -56,15 +73,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--peer-batches", type=numbers, help="where peers are compiled; default 1,512"
     )
+    made.add_argument(
+        "--long-batches", type=numbers, help="of requests of 1,000 tokens; default 32,1, or empty"
+    )
+    made.add_argument("--long-peer-batches", type=numbers, help="of these; default 32")
     made.add_argument("--histories", type=words, help=f"of {','.join(HISTORIES)}; default both")
     made.add_argument("--peers", type=words, help=f"of {','.join(PEERS)}, or none; default both")
-    made.add_argument("--no-energy", action="store_true", help="leave out joules and the power cap")
-    made.add_argument("--compile-seconds", type=float, help="most to spend on compiling peers")
-    made.add_argument("--seconds", type=float, help="begin no point after so many seconds")
     made.add_argument("--threads", type=int, help="of torch and our CPU backend; default all cores")
-    made.add_argument("--data", type=Path, help="folder of the real catalogues and histories")
-    made.add_argument("--out", type=Path, help="JSON file")
-    made.add_argument("--commit", help="what is measured, where the tree is no git checkout")
+    add_shared(made)
     return made
 
 
@@ -78,31 +94,16 @@ def options_of(args: argparse.Namespace, backends: Sequence[str]) -> RequestOpti
             batches=(1, 32),
             peer_batches=(1, 32),
             host_calls={1: 300, 32: 100},
+            long_batches=(1,),
+            long_peer_batches=(1,),
             energy=False,
             point_seconds=10.0,
             compile_seconds=600.0,
             seconds=1200.0,
         )
-    changes: dict[str, Any] = {}
-    for name, known in (("histories", HISTORIES), ("peers", (*PEERS, "none"))):
-        given = getattr(args, name)
-        if given is None:
-            continue
-        if not given or any(word not in known for word in given):
-            raise ValueError(f"{name}: expected some of {sorted(known)}, got {given}")
-        changes[name] = tuple(word for word in given if word != "none")
-    for name in ("batches", "peer_batches"):
-        given = getattr(args, name)
-        if given is None:
-            continue
-        if (not given and name == "batches") or any(size < 1 for size in given):
-            raise ValueError(f"{name}: expected sizes >= 1, got {given}")
-        changes[name] = tuple(given)
-    for name in ("data", "seconds", "compile_seconds"):
-        if getattr(args, name) is not None:
-            changes[name] = getattr(args, name)
+    choices = {"histories": HISTORIES, "peers": (*PEERS, "none")}
+    sizes = ("batches", "peer_batches", "long_batches", "long_peer_batches")
+    changes = changes_of(args, choices, sizes, may_be_empty=sizes[1:])
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"threads: expected at least 1, got {args.threads}")
-    if args.no_energy:
-        changes["energy"] = False
     return dataclasses.replace(options, **changes)

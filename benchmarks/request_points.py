@@ -145,7 +145,7 @@ def measure(
         for row in rows:
             row["of_arithmetic_limit"] = limits[row["operator"]] / row["p50_us"]
     if options.energy:
-        left += add_energy(rows, entries, point.batch, peers=point.histories == "full")
+        left += add_energy(rows, entries, point.batch, peers=point.histories != "real")
     running = {(entry.who.name, entry.who.dtype) for entry in entries}
     able = {key: model for key, model in models.items() if key in running}
     if empty is not None:  # the CPU has one form

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from table_cells import markdown, number_cell, percent_cell, time_cell, times_cell
@@ -9,14 +10,19 @@ from table_cells import markdown, number_cell, percent_cell, time_cell, times_ce
 Report = dict[str, Any]
 Row = dict[str, Any]
 
-REQUEST_TABLES = ("requests-gpu", "requests-gpu-host", "requests-cpu")
+REQUEST_TABLES = ("requests-gpu", "requests-gpu-long", "requests-gpu-host", "requests-cpu")
 PEERS = ("compiled", "plain")  # the one to compare with first
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
-def sorted_points(report: Report) -> list[Row]:
-    """Full histories first, each kind in order of batch."""
-    return sorted(report["results"], key=lambda p: (p["histories"] != "full", p["batch"]))
+def sorted_points(report: Report, *, long: bool = False) -> list[Row]:
+    """Full histories first, each kind in order of batch; or those of long inputs alone."""
+    points = [point for point in report["results"] if (point["histories"] == "long") == long]
+    return sorted(points, key=lambda p: (p["histories"] != "full", p["batch"]))
+
+
+def _count_cell(value: float | None) -> str:
+    return "-" if value is None else number_cell(value)
 
 
 def row_of(point: Row, operator: str, name: str, dtype: str | None = None) -> Row:
@@ -41,10 +47,10 @@ def history_cell(point: Row) -> str:
     return f"{point['histories']}, {number_cell(point['mean_tokens'])} tokens"
 
 
-def words(report: Report) -> str:
+def words(report: Report, *, long: bool = False) -> str:
     """The model and its search."""
     setting = report["setting"]
-    encoder = setting["encoder"]
+    encoder = (setting["long"] if long else setting)["encoder"]
     about = next(iter(report["catalogues"].values()))
     return (
         f"T5 encoder of {encoder['num_layers']} layers, D {encoder['dim']}, "
@@ -52,9 +58,10 @@ def words(report: Report) -> str:
     )
 
 
-def gpu_table(report: Report, backend: str) -> str | None:
+def gpu_table(report: Report, backend: str, *, long: bool = False) -> str | None:
     """One row per batch and kind of histories."""
-    points = [point for point in sorted_points(report) if row_of(point, "whole", backend)]
+    every = sorted_points(report, long=long)
+    points = [point for point in every if row_of(point, "whole", backend)]
     if not points:
         return None
     header = [
@@ -91,11 +98,18 @@ def gpu_table(report: Report, backend: str) -> str | None:
             ]
         )
     lead = (
-        f"On an {report['gpu']}, token ids to items, {words(report)}, CUDA graph replays. The peer "
-        "is the plain T5 encoder and `benchmarks/torch_peer.py`, compiled for batches of requests "
-        "padded to one length. The arithmetic limit is 0.48 µs a user of 82 tokens"
+        f"On an {report['gpu']}, token ids to items, {words(report, long=long)}, CUDA graph "
+        "replays. The peer is the plain T5 encoder and `benchmarks/torch_peer.py`, compiled for "
+        f"batches of requests padded to one length. The arithmetic limit is {limit_words(points)}"
     )
     return f"{lead}{power_words(points, backend)}:\n\n{markdown(header, body)}"
+
+
+def limit_words(points: list[Row]) -> str:
+    """Of a request of the longest of `points`."""
+    point = max(points, key=lambda p: p["mean_tokens"])
+    limit = point["arithmetic_limit_us"]["whole"] / point["batch"]
+    return f"{limit:.2g} µs a user of {number_cell(point['mean_tokens'])} tokens"
 
 
 def power_words(points: list[Row], backend: str) -> str:
@@ -114,30 +128,50 @@ def power_words(points: list[Row], backend: str) -> str:
     return f"; the cap of {number_cell(limit)} W held the clocks at batch {', '.join(capped)}"
 
 
+HOST_COLUMNS: tuple[tuple[str, Callable[[Row], Any], Callable[[Any], str]], ...] = (
+    ("p50", lambda h: h["p50_us"], time_cell),
+    ("p99", lambda h: h["p99_us"], time_cell),
+    ("`batch`", lambda h: h["parts_p50_us"]["batch"], time_cell),
+    ("`decode`", lambda h: h["parts_p50_us"]["decode"], time_cell),
+    ("items to lists", lambda h: h["parts_p50_us"]["items"], time_cell),
+    ("graph, p50", lambda h: h.get("graphs", {}).get("p50_us"), time_cell),
+    ("graph, p99", lambda h: h.get("graphs", {}).get("p99_us"), time_cell),
+    ("users/s, one by one", lambda h: h["users_per_s"], _count_cell),
+    ("graph", lambda h: h.get("graphs", {}).get("users_per_s"), _count_cell),
+    ("overlapped", lambda h: h.get("overlapped_users_per_s"), _count_cell),
+    ("stream", lambda h: h.get("stream_users_per_s"), _count_cell),
+    ("stream of graphs", lambda h: h.get("graphs", {}).get("stream_users_per_s"), _count_cell),
+)
+
+
 def host_table(report: Report) -> str | None:
-    """Calls from lists to lists."""
+    """Calls from lists to lists; with the columns that something was measured for."""
+    every = [
+        (point, key, host)
+        for point in sorted_points(report)
+        for key, host in point.get("host", {}).items()
+    ]
+    if not every:
+        return None
+    columns = [c for c in HOST_COLUMNS if any(c[1](host) is not None for _, _, host in every)]
     body = [
         [
             history_cell(point),
             str(point["batch"]),
             key.rsplit("-", 1)[0] + ", " + DTYPES[key.rsplit("-", 1)[1]],
-            time_cell(host["p50_us"]),
-            time_cell(host["p99_us"]),
-            *(time_cell(host["parts_p50_us"][part]) for part in ("batch", "decode", "items")),
-            number_cell(host["users_per_s"]),
-            number_cell(host["overlapped_users_per_s"]),
+            *(cell(value(host)) for _, value, cell in columns),
         ]
-        for point in sorted_points(report)
-        for key, host in point.get("host", {}).items()
+        for point, key, host in every
     ]
-    if not body:
-        return None
-    header = ["histories", "batch", "backend", "p50", "p99", "`batch`", "`decode`", "`tolist`"]
-    header += ["users/s, one by one", "users/s, overlapped"]
+    header = ["histories", "batch", "backend", *(name for name, _, _ in columns)]
     lead = (
-        "What one Python process waits for, from lists of item ids to lists of items: "
-        "`batch`, `decode` and `.items.tolist()`, which waits for the device"
+        "What one Python process waits for, from lists of item ids to lists of items: `batch`, "
+        "`decode`, and the items as lists, which waits for the device"
     )
+    if any("graphs" in host for _, _, host in every):
+        lead += (
+            "; `capture_requests(..).recommend_lists` replays a graph; streams are `decode_stream`"
+        )
     return f"{lead}:\n\n{markdown(header, body, left=1)}"
 
 
@@ -180,6 +214,7 @@ def requests_gpu_tables(report: Report) -> dict[str, str]:
     """Name -> table of bench_requests on a GPU; of the first backend."""
     tables = {
         "requests-gpu": gpu_table(report, report["setting"]["backends"][0]),
+        "requests-gpu-long": gpu_table(report, report["setting"]["backends"][0], long=True),
         "requests-gpu-host": host_table(report),
     }
     return {name: table for name, table in tables.items() if table is not None}

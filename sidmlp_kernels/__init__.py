@@ -13,8 +13,11 @@ from .catalogue import Catalogue
 from .encoder import T5Encoder
 from .graphs import GraphDecoder
 from .mlp_encoder import MLPEncoder
-from .recommender import Recommendations, Recommender, load
+from .recommendations import Recommendations
+from .recommender import Recommender, load
+from .request_graphs import RequestGraphs
 from .spec import DecodeSpec, MLPEncoderSpec, StudentSpec, T5Spec, TokenSpec
+from .streaming import DecodeStream, Requests
 from .student import Student
 
 __version__ = "0.1.0"
@@ -23,11 +26,14 @@ __all__ = [
     "Batch",
     "Catalogue",
     "DecodeSpec",
+    "DecodeStream",
     "GraphDecoder",
     "MLPEncoder",
     "MLPEncoderSpec",
     "Recommendations",
     "Recommender",
+    "RequestGraphs",
+    "Requests",
     "Student",
     "StudentSpec",
     "T5Encoder",

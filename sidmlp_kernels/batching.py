@@ -1,4 +1,4 @@
-"""Item histories -> token ids and mask, in numpy over the whole batch at once.
+"""Item histories -> token ids and mask, without a Python loop.
 
 A request is [user token, codes of each item in order, eos], padded on the right; item i of a
 request fills positions 1 + i*L .. (i+1)*L. A request without items is its user and eos. Of a longer
@@ -7,7 +7,6 @@ history the newest `max_items` items count.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .known_items import KnownItems, hides_booleans, id_array
+from .host_memory import host_memory
+from .known_items import KnownItems, id_array
 from .spec import TokenSpec, check_choice
+from .trie import host_library
 
 UNKNOWN = ("raise", "drop")
+_CPU = torch.device("cpu")
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -94,6 +96,10 @@ def flatten_ids(
     A request is a list, tuple, 1-D array or tensor (or None, if `none_is_empty`); a 2-D array or
     tensor is a batch of equally long ones. Raises ValueError that names the first wrong request.
     """
+    flat_lists = host_library().flatten_lists(sequences, none_is_empty)
+    if flat_lists is not None:
+        return flat_lists
+    # Whatever is no list of lists of plain ints: other sequences, and what is wrong.
     if isinstance(sequences, (np.ndarray, Tensor)) and sequences.ndim == 2:
         matrix = id_array(sequences, name)
         return matrix.reshape(-1), np.full(matrix.shape[0], matrix.shape[1], np.int64)
@@ -105,17 +111,6 @@ def flatten_ids(
     requests: list[Any] = [
         () if none_is_empty and request is None else request for request in sequences
     ]
-    if all(type(request) in (list, tuple) for request in requests):
-        lengths = np.fromiter(map(len, requests), np.int64, len(requests))
-        try:
-            values = list(itertools.chain.from_iterable(requests))
-            flat = np.array(values)
-        except (ValueError, TypeError, OverflowError):
-            flat = np.empty((0, 0))  # ragged or odd: the loop below names the request
-        if flat.size == 0 and flat.ndim == 1:
-            return flat.astype(np.int64), lengths
-        if flat.ndim == 1 and flat.dtype == np.int64 and not hides_booleans(values, flat):
-            return flat, lengths
     rows = [_one_request(request, f"{name}[{i}]") for i, request in enumerate(requests)]
     lengths = np.array([len(row) for row in rows], np.int64)
     return np.concatenate(rows) if rows else np.empty(0, np.int64), lengths
@@ -136,6 +131,139 @@ def _one_request(request: Any, name: str) -> Int64Array:
     return ids
 
 
+class RequestMemory:
+    """ids int64 [B, T] and mask bool [B, T] in one piece of memory, so that one copy moves both.
+
+    memory  int64 [words(B, T)] on any device; B and T are `batch` and `tokens`
+    """
+
+    def __init__(self, memory: Tensor, batch: int, tokens: int) -> None:
+        self.memory = memory
+        self.ids = memory.as_strided((batch, tokens), (tokens, 1))
+        begin = 16 * -(-batch * tokens // 2)
+        self.mask = memory.view(torch.bool).as_strided((batch, tokens), (tokens, 1), begin)
+
+    @staticmethod
+    def words(batch: int, tokens: int) -> int:
+        """ids, then the mask at a multiple of 16 bytes."""
+        return 2 * -(-batch * tokens // 2) + -(-batch * tokens // 8)
+
+    @classmethod
+    def on_host(cls, batch: int, tokens: int, device: torch.device) -> RequestMemory:
+        """Uninitialised, on the CPU, to be copied to `device` (see host_memory)."""
+        memory = host_memory((cls.words(batch, tokens),), torch.int64, device)
+        return cls(memory, batch, tokens)
+
+    def to(self, device: torch.device) -> RequestMemory:
+        """A copy on another device, enqueued on its current stream; see host_memory."""
+        memory = self.memory.to(device, non_blocking=True)
+        return RequestMemory(memory, *self.ids.shape)
+
+    def batch(self, tokens: TokenSpec) -> Batch:
+        """As a Batch of requests that `tokens` laid out."""
+        # eos is the largest id of a TokenSpec, and none is negative.
+        return Batch(self.ids, self.mask)._with_range((0, tokens.eos_id))
+
+
+@dataclass
+class Histories:
+    """Checked histories that are not yet tokens.
+
+    items    int64 [N], of all requests in order, oldest first
+    lengths  int64 [B]
+    users    int64 [B], each request's user token; None: the one without an id, for all
+    """
+
+    items: Int64Array
+    lengths: Int64Array
+    users: Int64Array | None
+    unknown: str
+
+    @classmethod
+    def read(
+        cls, histories: object, tokens: TokenSpec, users: Sequence[int | None] | None, unknown: str
+    ) -> Histories:
+        """See make_batch."""
+        check_choice(unknown, "unknown", UNKNOWN)
+        items, lengths = flatten_ids(histories, "histories")
+        given = None if users is None else _user_tokens(users, len(lengths), tokens)
+        return cls(items, lengths, given, unknown)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def longest(self, tokens: TokenSpec) -> int:
+        """Tokens of the longest request."""
+        most = int(self.lengths.max()) if len(self.lengths) else 0
+        return 2 + min(most, tokens.max_items) * len(tokens.code_offsets)
+
+    def place(
+        self,
+        known: KnownItems,
+        tokens: TokenSpec,
+        ids: npt.NDArray[np.int64],
+        mask: npt.NDArray[np.bool_],
+    ) -> bool:
+        """Fills ids and mask [B, T], T >= longest(tokens), as KnownItems has the items.
+
+        False if unknown items had to be dropped from these Histories: place them again. Raises
+        ValueError, which names them, where they are not to be dropped.
+        """
+        first_unknown = host_library().place_requests(
+            self.items,
+            self.lengths,
+            self.users,
+            *_layout(known, tokens),
+            ids,
+            mask,
+        )
+        if first_unknown < 0:
+            return True
+        self.drop_unknown(known)
+        return False
+
+    def drop_unknown(self, known: KnownItems) -> None:
+        """Forgets items that are not known, where there are some; ValueError for them where they
+        are not to be dropped."""
+        found = known.lookup(self.items) >= 0
+        if found.all():
+            return
+        request = np.repeat(np.arange(len(self)), self.lengths)
+        if self.unknown == "raise":
+            _raise_unknown(self.items, request, found)
+        self.items = self.items[found]
+        self.lengths = np.bincount(request[found], minlength=len(self))
+
+
+def _layout(known: KnownItems, tokens: TokenSpec) -> tuple[Any, ...]:
+    """What the host library takes of both."""
+    return (
+        *known.index,
+        known.codes,
+        tokens.code_offsets,
+        tokens.user_offset,
+        tokens.eos_id,
+        tokens.pad_id,
+        tokens.max_items,
+    )
+
+
+def place_lists(
+    histories: object,
+    known: KnownItems,
+    tokens: TokenSpec,
+    ids: npt.NDArray[np.int64],
+    mask: npt.NDArray[np.bool_],
+) -> bool:
+    """Fills ids and mask [B, T] from lists of plain ints, all known, without users, in one call.
+
+    False where the histories are not of that kind, not B or need more than T tokens: Histories
+    takes them or says what is wrong with them.
+    """
+    placed: bool = host_library().place_lists(histories, *_layout(known, tokens), ids, mask)
+    return placed
+
+
 def make_batch(
     histories: object,
     known: KnownItems,
@@ -143,49 +271,24 @@ def make_batch(
     *,
     users: Sequence[int | None] | None = None,
     unknown: str = "raise",
+    device: torch.device = _CPU,
 ) -> Batch:
-    """Item id histories, oldest first, one per request -> Batch on the CPU.
+    """Item id histories, oldest first, one per request -> Batch on `device`.
 
     known    the items that histories may contain; its codes lie in the tokens' ranges
     users    one id >= 0 (or None) per request: token user_offset + id mod num_user_tokens
     unknown  "raise", or "drop" to skip ids that are not known
-    T is the longest request of this batch, at most 2 + max_items * L.
+    T is the longest request of this batch, at most 2 + max_items * L. The copy to a GPU is enqueued
+    on its current stream; nothing waits for it.
 
     Raises ValueError for unknown items (named with their request), wrong types and wrong lengths.
     """
-    check_choice(unknown, "unknown", UNKNOWN)
-    flat, lengths = flatten_ids(histories, "histories")
-    batch = len(lengths)
-    positions = known.lookup(flat)
-    if positions.size and positions.min() < 0:
-        found = positions >= 0
-        request = np.repeat(np.arange(batch), lengths)
-        if unknown == "raise":
-            _raise_unknown(flat, request, found)
-        positions, lengths = positions[found], np.bincount(request[found], minlength=batch)
-    if lengths.max(initial=0) > tokens.max_items:  # the newest stay
-        from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(positions))
-        positions = positions[from_end <= tokens.max_items]
-        lengths = np.minimum(lengths, tokens.max_items)
-
-    levels = len(tokens.code_offsets)
-    longest = int(lengths.max(initial=0))
-    codes = np.add(known.codes.take(positions, axis=0), tokens.code_offsets, dtype=np.int64)
-    if len(positions) == batch * longest:  # all equally long
-        items = codes
-    else:
-        items = np.full((batch * longest, levels), tokens.pad_id, np.int64)
-        first = np.arange(batch) * longest - (np.cumsum(lengths) - lengths)
-        items[np.arange(len(positions)) + np.repeat(first, lengths)] = codes
-
-    ids = np.full((batch, 2 + longest * levels), tokens.pad_id, np.int64)
-    ids[:, 0] = _user_tokens(users, batch, tokens)
-    ids[:, 1:-1] = items.reshape(batch, longest * levels)
-    ends = 1 + lengths * levels
-    ids[np.arange(batch), ends] = tokens.eos_id
-    mask = np.arange(ids.shape[1]) <= ends[:, None]
-    # eos is the largest id of a TokenSpec, and none is negative.
-    return Batch(torch.from_numpy(ids), torch.from_numpy(mask))._with_range((0, tokens.eos_id))
+    read = Histories.read(histories, tokens, users, unknown)
+    while True:
+        made = RequestMemory.on_host(len(read), read.longest(tokens), device)
+        if read.place(known, tokens, made.ids.numpy(), made.mask.numpy()):
+            break
+    return (made if device.type == "cpu" else made.to(device)).batch(tokens)
 
 
 def _raise_unknown(flat: Int64Array, request: Int64Array, found: npt.NDArray[np.bool_]) -> None:
@@ -201,8 +304,6 @@ def _raise_unknown(flat: Int64Array, request: Int64Array, found: npt.NDArray[np.
 
 
 def _user_tokens(users: Any, batch: int, tokens: TokenSpec) -> Int64Array:
-    if users is None:
-        return np.full(batch, tokens.user_offset, np.int64)
     if isinstance(users, (str, bytes)) or not hasattr(users, "__len__") or len(users) != batch:
         got = len(users) if hasattr(users, "__len__") else describe(users)
         raise ValueError(

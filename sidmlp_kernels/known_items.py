@@ -189,6 +189,7 @@ class KnownItems:
         # Three ways to find an id: it is its own position; a table by id; binary search.
         self._table: npt.NDArray[np.int32] | None = None
         self._sorted_ids: npt.NDArray[np.int64] | None = None
+        self._order: npt.NDArray[np.int32] | None = None
         count = len(item_ids)
         if np.array_equal(item_ids, np.arange(count)):
             return
@@ -231,6 +232,16 @@ class KnownItems:
     def __repr__(self) -> str:
         return f"KnownItems({len(self)} items, {self.num_levels} levels)"
 
+    @property
+    def index(
+        self,
+    ) -> tuple[
+        npt.NDArray[np.int32] | None, npt.NDArray[np.int64] | None, npt.NDArray[np.int32] | None
+    ]:
+        """How an id is found, for `place_requests`: a table of positions by id, or ids ascending
+        and the position of each; all None where an id is its own position."""
+        return self._table, self._sorted_ids, self._order
+
     def lookup(self, ids: Integers) -> npt.NDArray[np.int64]:
         """Positions int64 of `ids` in `item_ids` and `codes`, -1 where unknown; the shape of `ids`.
 
@@ -238,6 +249,7 @@ class KnownItems:
         """
         wanted = id_array(ids, "ids")
         if self._sorted_ids is not None:
+            assert self._order is not None
             at = np.minimum(np.searchsorted(self._sorted_ids, wanted), len(self) - 1)
             return np.where(self._sorted_ids[at] == wanted, self._order[at], -1).astype(np.int64)
         size = len(self) if self._table is None else len(self._table)

@@ -13,6 +13,7 @@ leaf order. Items out of stock stay in the trie: availability never changes a de
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy.typing as npt
 import torch
 
 
+@functools.cache
 def host_library() -> ModuleType:
     """The compiled module `sidmlp_kernels._lib._host`; ImportError names the build command."""
     try:

@@ -33,6 +33,8 @@ GPU_SCRIPTS = (
     "gpu_axes",
     "gpu_rows",
     "gpu_points",
+    "bench_arguments",
+    "report_header",
     "gpu_arguments",
     "table_cells",
     "gpu_tables",

@@ -1,22 +1,75 @@
-"""What tests of captured graphs share: problems, models, and serving while catalogues change."""
+"""What tests of captured graphs share: problems, models, graphs that are calls, and serving while
+catalogues change."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 import sidmlp_kernels as sk
-from sidmlp_kernels import graphs
+from sidmlp_kernels import graphs, graphs_by_size
+from sidmlp_kernels.plan import DecodePlan
+from sidmlp_kernels.recommendations import PackedResults
 from sidmlp_kernels.serving_state import settings_of
 from sidmlp_kernels.testing import Problem, assert_results_equal, make_problem
 
 SIZES = (3, 8)
 TOKENS = 12
 CYCLES = 200_000_000  # about 0.1 s
+
+
+class FakeEvent:
+    """Of work that has ended unless a test says otherwise."""
+
+    ended = True
+    waited = 0
+
+    def query(self) -> bool:
+        return self.ended
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+
+class FakeGraph:
+    """Calls the operators on the static inputs where a graph would be replayed."""
+
+    made: list[FakeGraph]
+
+    def __init__(self, plan: DecodePlan, make_inputs: Callable[[DecodePlan], Any]) -> None:
+        self.plan, self.done = plan, FakeEvent()
+        self.inputs = make_inputs(plan)
+        self.results = self.inputs.decode(plan)
+        self.size = self.results.size
+        self.runs, self.busy = 0, threading.Lock()
+        self.made.append(self)
+
+    def run(self, load: Callable[[Any], None], out: Tensor | None = None) -> PackedResults:
+        assert self.busy.acquire(blocking=False), "two threads on the same static buffers"
+        self.runs += 1
+        load(self.inputs)
+        self.results.memory.copy_(self.inputs.decode(self.plan).memory)
+        if out is None:
+            out = self.results.memory.clone()
+        else:
+            out.copy_(self.results.memory)
+        self.busy.release()
+        return dataclasses.replace(self.results, memory=out)
+
+
+def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeGraph]]:
+    """For a fixture: FakeGraphs where graphs would be captured, in the order that they are made."""
+    monkeypatch.setattr(graphs_by_size, "CapturedGraph", FakeGraph)
+    FakeGraph.made = []
+    yield FakeGraph.made
+    FakeGraph.made = []
 
 
 def make(seed: int = 0, **options: Any) -> Problem:

@@ -146,14 +146,14 @@ def test_a_model_chooses_for_each_of_its_settings(monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setattr(backends, "BACKENDS", both)
     made = []
-    original = sk.recommender.make_plan
+    original = sk.served_model.make_plan
 
     def on_the_cpu(packed, snapshot, backend, **settings):
         plan = original(packed, snapshot, "cpu", **settings)
         made.append((backend, str(plan).splitlines()[1]))
         return plan
 
-    monkeypatch.setattr(sk.recommender, "make_plan", on_the_cpu)
+    monkeypatch.setattr(sk.served_model, "make_plan", on_the_cpu)
     states, mask = make_states()
     model = sk.Recommender(make_student(), make_catalogue())
     assert model.backend == "second", "of the default 50 beams"

@@ -8,8 +8,8 @@ GPU: test_graphs_on_gpu.py.
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ import pytest
 import torch
 from captured_graphs import (
     TOKENS,
+    FakeGraph,
     assert_same,
     capture,
     copied,
+    fake_graphs,
     fields,
     first_rows,
     make,
@@ -27,53 +29,15 @@ from captured_graphs import (
     other_catalogue,
     serve_while_swapping,
 )
-from torch import Tensor
 
-from sidmlp_kernels import graphs
-
-
-class FakeEvent:
-    """Of work that has ended unless a test says otherwise."""
-
-    ended = True
-    waited = 0
-
-    def query(self) -> bool:
-        return self.ended
-
-    def synchronize(self) -> None:
-        self.waited += 1
-
-
-class FakeGraph:
-    """Calls the operator on the static inputs where a graph would be replayed."""
-
-    made: list[FakeGraph]
-
-    def __init__(self, plan, size, tokens, dtype, max_excluded) -> None:
-        self.plan, self.size, self.done = plan, size, FakeEvent()
-        self.inputs = graphs.StaticInputs(plan, size, tokens, dtype, max_excluded)
-        self.results = self.inputs.decode(plan)
-        self.runs, self.busy = 0, threading.Lock()
-        self.made.append(self)
-
-    def run(self, states: Tensor, mask: Tensor, excluded: Tensor | None) -> Tensor:
-        assert self.busy.acquire(blocking=False), "two threads on the same static buffers"
-        self.runs += 1
-        self.inputs.load(states, mask, excluded)
-        self.results.copy_(self.inputs.decode(self.plan))
-        own = self.results.clone()
-        self.busy.release()
-        return own
+from sidmlp_kernels import captured_graph, graphs_by_size
+from sidmlp_kernels.recommendations import PackedResults
 
 
 @pytest.fixture
 def fake(monkeypatch) -> Iterator[list[FakeGraph]]:
     """Every graph made, in order."""
-    monkeypatch.setattr(graphs, "_Graph", FakeGraph)
-    FakeGraph.made = []
-    yield FakeGraph.made
-    FakeGraph.made = []
+    yield from fake_graphs(monkeypatch)
 
 
 def test_models_on_the_cpu_have_no_graphs() -> None:
@@ -145,10 +109,11 @@ def test_states_with_gradients_and_inference_mode(fake) -> None:
 
 def test_exclusions_are_ascending_and_filled_up_below_every_id() -> None:
     flat = np.array([7, -3, 7, 5, 2**62])
-    table = graphs.exclusion_table(flat, np.array([3, 0, 2]), 3)
-    none = graphs.NO_ITEM
+    cpu = torch.device("cpu")
+    table = captured_graph.exclusion_table(flat, np.array([3, 0, 2]), 3, cpu)
+    none = captured_graph.NO_ITEM
     assert table.tolist() == [[-3, 7, 7], [none] * 3, [none, 5, 2**62]]
-    assert graphs.exclusion_table(flat[:0], np.array([0, 0]), 0).shape == (2, 0)
+    assert captured_graph.exclusion_table(flat[:0], np.array([0, 0]), 0, cpu).shape == (2, 0)
     assert none == np.iinfo(np.int64).min
 
 
@@ -222,7 +187,7 @@ def test_capture_hands_its_arguments_on(fake) -> None:
     assert (plan.k, plan.num_beams, plan.normalisation) == (3, 20, "codebook")
     assert (plan.temperatures, plan.level_weights) == (thirds, thirds[::-1])
     assert (inputs.states.shape, inputs.states.dtype) == ((2, 5, 64), torch.float16)
-    assert inputs.excluded.shape == (2, 9)
+    assert inputs.exclusion.ids.shape == (2 * 9,)
     assert "batch_sizes=(2,), tokens=5" in repr(decoder)
 
 
@@ -277,7 +242,7 @@ def test_a_capture_that_fails_is_tried_again(fake, monkeypatch) -> None:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(graphs, "_Graph", fail)
+        patch.setattr(graphs_by_size, "CapturedGraph", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             decoder.decode_states(problem.states, problem.mask)
     got = decoder.decode_states(problem.states, problem.mask)
@@ -296,7 +261,7 @@ def test_a_decoder_that_goes_waits_for_its_replays(fake) -> None:
     assert [graph.done.waited for graph in fake] == [1, 0, 1, 1]  # the second was dropped
 
 
-def test_a_sequence_ends_with_the_event_even_when_it_fails(monkeypatch) -> None:
+def test_a_sequence_ends_with_the_event_even_when_it_fails() -> None:
     steps: list[str] = []
 
     class Step:
@@ -304,27 +269,29 @@ def test_a_sequence_ends_with_the_event_even_when_it_fails(monkeypatch) -> None:
             self.fails = fails
 
         def __getattr__(self, name: str) -> Any:
-            def call(*arguments: Any) -> None:
+            def call(*arguments: Any, **_: Any) -> None:
                 steps.append(name)
                 if name == self.fails:
                     raise RuntimeError(name)
 
             return call
 
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Step())
-    whole = ["wait_event", "load", "replay", "clone", "record"]
-    for fails in ("", "clone", "replay", "load"):
-        graph: Any = object.__new__(graphs._Graph)
-        graph.device, graph.done = torch.device("cuda:0"), Step()
-        graph._inputs, graph._graph, graph._results = Step(fails), Step(fails), Step(fails)
-        steps.clear()
-        if fails:
-            with pytest.raises(RuntimeError, match=fails):
-                graph.run(STATES, MASK, None)
-            assert steps == [*whole[: whole.index(fails) + 1], "record"]
-        else:
-            graph.run(STATES, MASK, None)
-            assert steps == whole
+    for last in ("clone", "copy_"):
+        whole = ["wait_event", "load", "replay", last, "record"]
+        for fails in ("", last, "replay", "load"):
+            graph: Any = object.__new__(captured_graph.CapturedGraph)
+            graph._current, graph.done = SimpleNamespace(get=Step), Step()
+            graph._inputs, graph._graph = Step(fails), Step(fails)
+            graph._results = PackedResults(Step(fails), 1, 1, 1)
+            out: Any = Step(fails) if last == "copy_" else None
+            steps.clear()
+            if fails:
+                with pytest.raises(RuntimeError, match=fails):
+                    graph.run(lambda inputs: inputs.load(), out)
+                assert steps == [*whole[: whole.index(fails) + 1], "record"]
+            else:
+                graph.run(lambda inputs: inputs.load(), out)
+                assert steps == whole
 
 
 def test_answers_are_of_the_version_they_carry(fake) -> None:

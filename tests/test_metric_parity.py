@@ -1,4 +1,4 @@
-"""Tier 4: Recall@10 and NDCG@10 on held-out users, kernel against reference.
+"""Tier 4: Recall and NDCG on held-out users, kernel against reference.
 
 Two students trained on the spot, in seconds: one of next-item pairs on a real data set where that
 is present, one distilled from a tiny teacher on sequences that follow a rule.
@@ -6,101 +6,21 @@ is present, one distilled from a tiny teacher on sequences that follow a rule.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from trained_students import BEAUTY, Trained, check_metrics
 
-from sidmlp.beam import Decoded, decode_states
 from sidmlp.data import Interactions, TokenSpec, leave_last_out
 from sidmlp.distill import DistillOptions, distill, make_student
-from sidmlp.metrics import Metric, ndcg_at_k, recall_at_k, users_that_differ
+from sidmlp.metrics import ndcg_at_k
 from sidmlp.student import Student, StudentConfig
 from sidmlp.teacher import PrefixTable, Teacher, TeacherConfig
 from sidmlp.teacher.train import histories, recommend, train_teacher
 from sidmlp.training import LoopOptions
 from sidmlp.training.features import compute_features
-from sidmlp.trie import Trie
-from sidmlp_kernels import Catalogue, Recommender, StudentSpec
-from sidmlp_kernels import Student as KernelStudent
-
-BEAUTY = Path(__file__).resolve().parents[2] / "shared" / "data" / "amazon14_beauty"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained reference student, its catalogue and held-out users."""
-
-    student: Student
-    codes: np.ndarray  # [N, L]
-    states: Tensor  # [users, T, D]
-    mask: Tensor
-    exclude: list[np.ndarray]
-    targets: Tensor
-    num_beams: int
-
-    def reference(self, dtype: torch.dtype) -> Tensor:
-        """Items [users, 10] of the reference in `dtype`."""
-        student = Student(self.student.config)
-        student.load_state_dict(self.student.state_dict())
-        student = student.to(dtype).eval()
-        trie = Trie.from_codes(self.codes, codes_per_level=student.config.codes_per_level)
-        found = []
-        for begin in range(0, len(self.targets), 128):
-            rows = slice(begin, begin + 128)
-            args = (self.states[rows].to(dtype), self.mask[rows], trie, 10, self.num_beams)
-            decoded: Decoded = decode_states(student, *args, self.exclude[rows])
-            found.append(decoded.items)
-        return torch.cat(found)
-
-    def kernel(self, backend: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Items [users, 10] of the kernel with weights in `dtype`."""
-        spec = StudentSpec(**asdict(self.student.config))
-        model = Recommender(
-            KernelStudent(spec, self.student.state_dict()),
-            Catalogue.from_codes(self.codes, codes_per_level=spec.codes_per_level),
-            backend=backend,
-            dtype=dtype,
-        )
-        states, mask = self.states.to(device), self.mask.to(device)
-        num_beams = self.num_beams
-        found = model.decode_states(states, mask, k=10, num_beams=num_beams, exclude=self.exclude)
-        return found.items.cpu()
-
-    def metrics(self, items: Tensor) -> dict[str, Metric]:
-        """Of items [users, 10]."""
-        return {
-            "Recall@10": recall_at_k(items, self.targets, 10),
-            "NDCG@10": ndcg_at_k(items, self.targets, 10),
-        }
-
-
-def check_metrics(trained: Trained, backend: str, device: torch.device) -> None:
-    """fp32: four decimals. bf16: at most twice as many users as PyTorch's bf16, plus one."""
-    users = len(trained.targets)
-    exact = trained.metrics(trained.reference(torch.float32))
-    own = trained.metrics(trained.kernel(backend, device, torch.float32))
-    rough = trained.metrics(trained.reference(torch.bfloat16))
-    own_rough = trained.metrics(trained.kernel(backend, device, torch.bfloat16))
-    for name, wanted in exact.items():
-        differ = [users_that_differ(wanted, m[name]) for m in (own, rough, own_rough)]
-        print(
-            f"{name} of {users} users: reference {wanted.mean:.4f}, {backend} fp32 "
-            f"{own[name].mean:.4f} ({differ[0]} users differ), PyTorch bf16 "
-            f"{rough[name].mean:.4f} ({differ[1]}), {backend} bf16 {own_rough[name].mean:.4f} "
-            f"({differ[2]})"
-        )
-        hits = int((wanted.per_user > 0).sum())
-        assert hits >= 20, f"{hits} users with a hit say nothing: train a better student"
-        assert round(own[name].mean, 4) == round(wanted.mean, 4), name
-        assert differ[2] <= 2 * differ[1] + 1, name
-        drift, allowed = (abs(m[name].mean - wanted.mean) for m in (own_rough, rough))
-        assert drift <= 2 * allowed + 1 / users, name
-
 
 # --- Beauty: a student of next-item pairs over learned token states. ---
 

@@ -199,13 +199,13 @@ def test_the_model_keeps_its_own_encoder() -> None:
 
 def test_plans_are_made_once_bounded_and_ready_after_a_swap(bare, monkeypatch) -> None:
     made = []
-    original = sk.recommender.make_plan
+    original = sk.served_model.make_plan
 
     def counting(*args, **kwargs):
         made.append(kwargs)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(sk.recommender, "make_plan", counting)
+    monkeypatch.setattr(sk.served_model, "make_plan", counting)
     states, mask = make_states()
     for _ in range(3):
         bare.decode_states(states, mask, k=4)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from benchmark_scripts import GPU_SCRIPTS, REQUEST_SCRIPTS, SIZES, pretend_gpu, scripts
+from captured_graphs import fake_graphs
 
-from sidmlp_kernels import T5Spec
+from sidmlp_kernels import Recommender, T5Spec
 from sidmlp_kernels.encoder_plan import EncoderPlan
 from sidmlp_kernels.plan import DecodePlan
 
@@ -52,6 +53,7 @@ def tiny_options(modules: SimpleNamespace, **changes: Any) -> Any:
         "sizes": SIZES,
         "encoder_sizes": ENCODER,
         "rounds": 2,
+        "long_batches": (),
     }
     return modules.request_options.RequestOptions(**{**arguments, **changes})
 
@@ -94,7 +96,9 @@ def test_a_rehearsal_reports_every_point(rehearsal: SimpleNamespace, tmp_path: P
     host = report["results"][0]["host"]["cpu-bfloat16"]
     assert host["samples"] == 4
     assert host["p50_us"] <= host["p99_us"]
-    assert host["overlapped_users_per_s"] > 0
+    assert set(host["parts_p50_us"]) == {"batch", "decode", "items"}
+    assert host["stream_users_per_s"] > 0
+    assert "graphs" not in host
 
     rehearsal.common.write_json(tmp_path / "results" / "requests-gpu-here.json", report)
     readme = tmp_path / "README.md"
@@ -116,6 +120,80 @@ def test_a_rehearsal_reports_every_point(rehearsal: SimpleNamespace, tmp_path: P
     assert "Pretended GPU, torch" in text
     tables = rehearsal.request_tables.requests_gpu_tables(report)
     assert "| full, 82 tokens | 3 | cpu, bf16 |" in tables["requests-gpu-host"]
+
+
+def test_graphs_of_requests_are_timed_beside_calls(
+    rehearsal: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, with graphs that are calls."""
+    made = fake_graphs(monkeypatch)
+    next(made)
+    on_gpu = SimpleNamespace(type="cuda")
+    host, captured = rehearsal.request_host, rehearsal.request_host.captured
+
+    def captured_on_cpu(model: Any, size: int, options: Any) -> Any:
+        model._need_gpu = lambda *_: None
+        return captured(model, size, options)
+
+    monkeypatch.setattr(host, "captured", captured_on_cpu)
+    monkeypatch.setattr(host, "device_of", lambda model: on_gpu)
+    report = run(rehearsal, batches=(3,), histories=("full",))
+    found = report["results"][0]["host"]["cpu-bfloat16"]
+    assert found["graphs"]["samples"] == 4
+    assert found["graphs"]["p50_us"] <= found["graphs"]["p99_us"]
+    assert "parts_p50_us" not in found["graphs"]
+    assert found["graphs"]["stream_users_per_s"] > 0
+    assert "; graphs p50 " in host.host_line(found)
+    table = rehearsal.request_tables.host_table(report)
+    assert "| users/s, one by one | graph | stream | stream of graphs |" in table
+    assert "overlapped" not in table
+
+    def refused(*_: Any) -> None:
+        raise ValueError("no operator")
+
+    monkeypatch.setattr(host, "captured", refused)
+    report = run(rehearsal, batches=(3,), histories=("full",))
+    found = report["results"][0]["host"]["cpu-bfloat16"]
+    assert found["graphs_left_out"] == "no operator"
+    assert "stream of graphs" not in rehearsal.request_tables.host_table(report)
+    next(made, None)
+
+
+def test_a_wrong_answer_of_a_stream_is_not_timed(
+    rehearsal: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Recommender.decode_stream
+
+    def wrong(self: Recommender, *arguments: Any, **options: Any) -> Any:
+        for recs in right(self, *arguments, **options):
+            recs.items[-1, -1] += 1
+            yield recs
+
+    monkeypatch.setattr(Recommender, "decode_stream", wrong)
+    with pytest.raises(rehearsal.decode_checks.VerificationError, match="lists to lists"):
+        run(rehearsal, batches=(3,), histories=("full",))
+
+
+def test_long_inputs_are_a_setting_of_their_own(
+    rehearsal: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = rehearsal.request_options.long_options(tiny_options(rehearsal, long_batches=(2,)))
+    assert (long.tokens, long.max_items, long.sizes["dim"]) == (1000, 249, 256)
+    assert (long.encoder_sizes["dim"], long.batches, long.host_calls) == (256, (2,), {})
+    monkeypatch.setattr(rehearsal.request_options, "LONG_TOKENS", 110)
+    monkeypatch.setattr(rehearsal.request_options, "LONG_DIM", 32)
+    report = run(rehearsal, batches=(1,), histories=("full",), long_batches=(2,))
+    assert report["left_out"] == []
+    full, point = report["results"]
+    assert (point["histories"], point["batch"], point["mean_tokens"]) == ("long", 2, 110)
+    assert {row["key"] for row in point["variants"]} == {row["key"] for row in full["variants"]}
+    assert report["setting"]["long"]["tokens"] == 110
+    assert set(report["plans"]) == {"cpu-bfloat16, 82 tokens", "cpu-bfloat16, 110 tokens"}
+    tables = rehearsal.request_tables.requests_gpu_tables(report)
+    assert "| long, 110 tokens | 2 |" in tables["requests-gpu-long"]
+    assert "D 32," in tables["requests-gpu-long"]
+    assert "long" not in tables["requests-gpu"]
+    assert "D 16," in tables["requests-gpu"]
 
 
 def test_the_cpu_is_timed_by_its_own_clock(modules: SimpleNamespace) -> None:
@@ -319,6 +397,8 @@ def test_options_are_checked(modules: SimpleNamespace, capsys: pytest.CaptureFix
     def options(*words: str) -> Any:
         return bench.options_of(bench.parser("").parse_args(words), ["cuda"])
 
+    made = options("--long-batches", "", "--long-peer-batches", "1")
+    assert (made.long_batches, made.long_peer_batches) == ((), (1,))
     made = options("--batches", "1,512", "--peer-batches", "", "--peers", "none", "--no-energy")
     assert (made.batches, made.peer_batches, made.peers) == ((1, 512), (), ())
     assert made.energy is False

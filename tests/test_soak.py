@@ -19,8 +19,8 @@ from parity import DTYPES, GPU_BACKENDS, PUBLISHED
 from torch import Tensor
 
 import sidmlp_kernels as sk
-from sidmlp_kernels.graphs import pack_results
 from sidmlp_kernels.plan import DecodePlan
+from sidmlp_kernels.recommendations import PackedResults
 from sidmlp_kernels.testing import Problem, exclude_tensors, make_problem
 
 REPLAYS = int(os.environ.get("SIDMLP_SOAK", "2000"))
@@ -80,7 +80,7 @@ class Turns:
             ids = torch.nn.functional.pad(ids, (0, longest - len(ids)), value=2**62)  # nobody's
             states = part.states.to(device, plan.packed.dtype)
             own = [states, part.mask.to(device), ids, offsets]
-            rows.append([*own, pack_results(plan.decode_states(*own))])
+            rows.append([*own, PackedResults.of(plan.decode_states(*own)).memory])
         answers = torch.stack([row[-1] for row in rows])
         # A replay that wrote nothing would leave the results of the turn before.
         assert all((answers[turn] != answers[turn - 1]).any() for turn in range(turns))
@@ -90,7 +90,7 @@ class Turns:
 
     def step(self) -> None:
         *own, answer = self.table.row(self.turn)
-        got = pack_results(self.plan.decode_states(*own))
+        got = PackedResults.of(self.plan.decode_states(*own)).memory
         self.differing.bitwise_or_(got.bitwise_xor_(answer))
         self.done.add_(1)
         torch.remainder(self.done, self.turns, out=self.turn)

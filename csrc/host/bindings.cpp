@@ -1,5 +1,5 @@
-// Python module sidmlp_kernels._lib._host: the trie builder on numpy arrays, and what this build
-// is.
+// Python module sidmlp_kernels._lib._host: the trie builder on numpy arrays, lists to arrays and
+// back (bind_requests.cpp), and what this build is.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind_requests.h"
 #include "cuda/problem.h"
 #include "cuda/sm90/shape.h"
 #include "encoder_sizes.h"
@@ -248,7 +249,8 @@ py::list tensor_core_cuts(bool half, int dim, int hidden_dim, int blocks_per_hea
 }  // namespace sidmlp
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Host side of sidmlp_kernels: the catalogue's trie, and build information.";
+  m.doc() = "Host side of sidmlp_kernels: the catalogue's trie, requests, and build information.";
+  sidmlp::bind_requests(m);
   m.def("build_trie", &sidmlp::build_trie_numpy, py::arg("codes"), py::arg("item_ids"),
         py::arg("available").none(true), py::arg("codes_per_level"), py::arg("threads") = 0,
         R"doc(Builds the CSR trie of a catalogue in time and memory linear in its size.
