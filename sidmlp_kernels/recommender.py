@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .backends import check_launches, resolve, why_not
+from .backends import check_launches, encoder_others, resolve, why_not
 from .batching import Batch, describe, flatten_ids, make_batch
 from .catalogue import Catalogue, CatalogueSnapshot
 from .encoder import T5Encoder
@@ -170,6 +170,7 @@ class Recommender:
                 self.dtype,
                 encoder_form,
                 self.tokens.max_length,
+                encoder_others(self.backend, self.dtype) if backend == "auto" else (),
             )
         else:
             check_choice(encoder_form, "encoder_form", FORMS)

@@ -25,7 +25,7 @@ valid id outside the vocabulary has NaN states, so that a decode of them has cou
 are untouched. Only valid tokens are computed, so padding costs nothing and changes no bit; in one
 form (below) neither does the batch. encode_mlp takes at most max_length columns.
 
-recommend is an encoder and decode_states in one call, with the bits of the two (CPU only). The
+recommend is an encoder and decode_states in one call, with the bits of the two (not on CUDA). The
 length of `encoder_sizes` says which encoder.
 
 Lists and numbers, in the order that the makers fix:
@@ -43,13 +43,13 @@ Lists and numbers, in the order that the makers fix:
                      4 (L H + C_1) bytes a request; tensor core kernels alone have it. Other
                      backends take 1
     form             of an encoder: 1, 2, 4 or 8 thread blocks share a request, 0 chosen by batch;
-                     forms differ by roundings. The CPU has one form
+                     forms differ by roundings. The CPU has one form, and so has Triton
     isa              CPU only: 0 auto, 1 plain, 2 AVX2, 3 AVX-512, 4 AVX-512 with products of
                      bfloat16; other backends ignore it. The last differs from 3 in encoders with
                      bf16 weights: products round what they read to bf16 and accumulate in fp32
 
-`X_triton` is operator X on Triton, with the same schema (it has no encoders); `operator(name,
-backend)` finds the right one. With bf16 or fp16 weights it rounds activations to that dtype where a
+`X_triton` is operator X on Triton, with the same schema; `operator(name, backend)` finds the right
+one. With bf16 or fp16 weights it rounds activations to that dtype where a
 product reads them, and so do beam_decode, decode_states and context_readout on CUDA for sizes that
 tensor cores take (sidmlp_kernels.ops.cuda_kernels): a state or context beyond fp16's range counts
 as not finite there. encode_t5 on CUDA takes at most sizes[-1] columns of ids.
