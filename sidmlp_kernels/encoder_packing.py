@@ -7,7 +7,8 @@ On the CPU matrices are input-major ([in, out], out padded with zeros to a multi
 as panels: the columns in groups of 64, the last one narrower, each group [in, width] contiguous
 (csrc/cpu/encoders.h). On CUDA T5's are as torch.nn.Linear holds them, and once more in tiles for
 the tensor cores (csrc/sidmlp/encoder_view.h); SID-MLP++'s are fragments, blocks in the order in
-which the lanes of a warp multiply (csrc/sidmlp/mlp_encoder_view.h).
+which the lanes of a warp multiply (csrc/sidmlp/mlp_encoder_view.h). For Triton every width is padded
+to what a tile has (sidmlp_kernels/ops/triton/encoder_packing.py).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MAX_TOKENS = 1 << 20  # csrc/torch/encoder_problem.cpp
 class PackedEncoder:
     """An encoder's weights as its operator takes them, on one device.
 
-    layout    "panels" (CPU), "rows" or "fragments" (CUDA: encode_t5, encode_mlp)
+    layout    "panels" (CPU), "rows" or "fragments" (CUDA: encode_t5, encode_mlp) or "padded" (Triton)
     operator  "encode_t5" or "encode_mlp"
     sizes     encode_t5: [layers, D, heads, head_dim, F, V, index in FEED_FORWARDS, M]
               encode_mlp: [layers, D, roles, H, V, max_length]
@@ -48,6 +49,7 @@ class PackedEncoder:
               encode_mlp: [embedding, positions, norm], then for each layer [token, mean, vectors,
               out, bias], panels or fragments; shapes in csrc/cpu/encoders.h,
               csrc/sidmlp/encoder_view.h and csrc/sidmlp/mlp_encoder_view.h
+              padded: the names of panels; shapes in ops/triton/encoder_packing.py
     """
 
     spec: EncoderSpec
@@ -62,7 +64,7 @@ class PackedEncoder:
         """The most columns of ids that the operator takes."""
         if isinstance(self.spec, MLPEncoderSpec):
             return self.spec.max_length
-        return MAX_TOKENS if self.layout == "panels" else self.sizes[-1]
+        return self.sizes[-1] if self.layout == "rows" else MAX_TOKENS
 
     @property
     def num_bytes(self) -> int:
@@ -80,13 +82,15 @@ def pack_encoder(
     backend: str = "cpu",
     max_tokens: int = BIAS_TOKENS,
 ) -> PackedEncoder:
-    """Packs `encoder` for the kernels of `backend` ("cpu" or "cuda") that read `dtype` matrices.
+    """Packs `encoder` for the kernels of `backend` that read `dtype` matrices.
 
     dtype: torch.float32, bfloat16 or float16. max_tokens: of a request; on CUDA a model whose
     requests have at most 128 or 192 takes faster kernels and refuses longer ones. Raises ValueError
     where a weight overflows in `dtype`.
     """
     packer = _Packer({k: v.double().cpu() for k, v in encoder.state_dict().items()}, dtype)
+    if backend == "triton":
+        return _pack_padded(encoder.spec, packer)
     if isinstance(encoder, MLPEncoder):
         return _pack_mlp(encoder.spec, packer, backend)
     if backend == "cuda":
@@ -249,6 +253,22 @@ def _pack_t5(spec: T5Spec, packer: _Packer) -> PackedEncoder:
     return PackedEncoder(spec, "panels", "encode_t5", packer.dtype, sizes, tuple(tensors))
 
 
+def _pack_padded(spec: EncoderSpec, packer: _Packer) -> PackedEncoder:
+    from .ops.triton import encoder_packing as triton  # imports no triton, but the package may grow
+
+    if isinstance(spec, T5Spec):
+        first = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        bias = _position_bias(spec, packer.weights[first])
+        sizes = _t5_sizes(spec, (bias.shape[1] + 1) // 2)
+        tensors = triton.t5_tensors(spec, packer.weights, bias, packer.rounded)
+        name = "encode_t5"
+    else:
+        sizes = _mlp_sizes(spec)
+        tensors = triton.mlp_tensors(spec, packer.weights, packer.rounded)
+        name = "encode_mlp"
+    return PackedEncoder(spec, "padded", name, packer.dtype, sizes, tuple(tensors))
+
+
 def _pack_mlp(spec: MLPEncoderSpec, packer: _Packer, backend: str) -> PackedEncoder:
     w, dim = packer.weights, spec.dim
     layout = "fragments" if backend == "cuda" else "panels"
@@ -275,12 +295,16 @@ def _pack_mlp(spec: MLPEncoderSpec, packer: _Packer, backend: str) -> PackedEnco
             torch.stack([matrix(f"{role}linear_out.weight") for role in roles]),
             packer.vectors(*(f"{role}linear_out.bias" for role in roles)),
         ]
-    sizes = (
+    sizes = _mlp_sizes(spec)
+    return PackedEncoder(spec, layout, "encode_mlp", packer.dtype, sizes, tuple(tensors))
+
+
+def _mlp_sizes(spec: MLPEncoderSpec) -> tuple[int, ...]:
+    return (
         spec.num_layers,
-        dim,
+        spec.dim,
         spec.num_roles,
         spec.hidden_dim,
         spec.vocab_size,
         spec.max_length,
     )
-    return PackedEncoder(spec, layout, "encode_mlp", packer.dtype, sizes, tuple(tensors))

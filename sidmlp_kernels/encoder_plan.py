@@ -1,32 +1,38 @@
 """How token ids become states: the backend's fused operator, or plain PyTorch and why.
 
-    "auto"          the operator where the backend has one for the encoder, else PyTorch
+    "auto"          the operator where the backend has one for the encoder, else PyTorch; where the
+                    backend was chosen by "auto", Triton's operator before PyTorch
     "throughput"    the operator, a block of threads for each request or several at once
     "cluster1", "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request;
                     of SID-MLP++'s encoder at most one for each role
     "torch"         PyTorch
 
 A form that names the operator raises where the backend has none. States have the same bits in every
-batch within one form; "auto" chooses one by the batch. On the CPU all forms are the same, and those
-of SID-MLP++'s encoder have the same bits everywhere.
+batch within one form; "auto" chooses one by the batch. On the CPU all forms are the same, and on
+Triton, where an encoder of n layers is n + 1 launches whatever the batch; those of SID-MLP++'s
+encoder have the same bits everywhere.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .backends import encoder_why_not
+from .backends import encoder_why_not, why_not
 from .encoder import T5Encoder
 from .encoder_packing import BIAS_TOKENS, PackedEncoder, pack_encoder
 from .mlp_encoder import MLPEncoder
 from .ops.library import operator
 from .spec import T5Spec, check_choice
 from .streams import note_stream
+
+if TYPE_CHECKING:
+    from .ops.triton.encoder_bound import BoundEncoder
 
 # What the operators call them.
 _FORM_NUMBERS = {
@@ -49,7 +55,7 @@ class EncoderPlan:
 
     packed  what the operator reads, None where `module` runs
     module  what PyTorch runs, None where the operator does
-    reason  why PyTorch runs, "" where the operator does
+    reason  why not the operator of the decode's backend, "" where that is what runs
     """
 
     backend: str
@@ -58,6 +64,15 @@ class EncoderPlan:
     module: Encoder | None
     reason: str
     _streams: set[int] = field(init=False, repr=False, default_factory=set)  # that have run it
+    # Triton's host side is Python: what its operator checks and compiles is done once, here.
+    _bound: BoundEncoder | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.backend == "triton" and self.packed is not None:
+            from .ops.triton.encoder_bound import bind_encoder
+
+            bound = bind_encoder(*self.operator_args(), self.packed.tensors[0].device)
+            object.__setattr__(self, "_bound", bound)
 
     def check_tokens(self, ids: Tensor) -> None:
         """ValueError if requests have more tokens than what runs the encoder takes."""
@@ -105,6 +120,8 @@ class EncoderPlan:
             assert self.module is not None
             with torch.no_grad():
                 return self.module(ids, mask)
+        if self._bound is not None and not torch.compiler.is_compiling():
+            return self._bound(ids.contiguous(), mask.contiguous())
         encode = operator(self.packed.operator, self.backend)
         return encode(ids.contiguous(), mask.contiguous(), *self.operator_args(), 0)
 
@@ -112,7 +129,10 @@ class EncoderPlan:
         if self.packed is None:
             return f"encoder: {self.reason}"
         form = "by batch" if self.form == "auto" else self.form
-        return f"encoder: {self.packed.operator} on {self.backend}, form {form}"
+        if self.backend == "triton":
+            form = f"the only one: {self.packed.sizes[0] + 1} launches"
+        since = f", since {self.reason}" if self.reason else ""
+        return f"encoder: {self.packed.operator} on {self.backend}, form {form}{since}"
 
 
 def plan_encoder(
@@ -122,10 +142,12 @@ def plan_encoder(
     dtype: torch.dtype,
     form: str = "auto",
     max_tokens: int = BIAS_TOKENS,
+    others: Sequence[str] = (),
 ) -> EncoderPlan:
     """Packs `encoder`, or converts it to `device` and `dtype`, for `backend`.
 
-    max_tokens: of a request, see `pack_encoder`.
+    max_tokens: of a request, see `pack_encoder`. others: backends of the same device that form
+    "auto" tries before PyTorch.
 
     A callable that is neither a T5Encoder nor an MLPEncoder runs as it is. Raises ValueError for an
     unknown form, and for one of the operator's where the backend has none.
@@ -142,10 +164,16 @@ def plan_encoder(
             f"encoder_form: expected a fused encoder on backend {backend} for {form!r}, got none "
             f"({missing}); pass encoder_form='auto' or 'torch'"
         )
-    if not missing and form != "torch":
+    runs = "" if missing else backend
+    if missing and form == "auto" and isinstance(encoder, (T5Encoder, MLPEncoder)):
+        for other in others:
+            if not (why_not(other, dtype=dtype) or encoder_why_not(other, encoder.spec, dtype)):
+                runs = other
+                break
+    if runs and form != "torch":
         assert isinstance(encoder, (T5Encoder, MLPEncoder))
-        packed = pack_encoder(encoder, dtype, backend, max_tokens).to(device)
-        return EncoderPlan(backend, form, packed, None, "")
+        packed = pack_encoder(encoder, dtype, runs, max_tokens).to(device)
+        return EncoderPlan(runs, form, packed, None, missing and f"{backend}: {missing}")
     reason = f"plain PyTorch ({missing or 'as asked for'})"
     moves = (device, dtype) != (torch.device("cpu"), torch.float32)
     if moves and isinstance(encoder, (T5Encoder, MLPEncoder)):

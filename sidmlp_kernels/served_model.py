@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from . import checkpoint
-from .backends import check_launches, resolve, why_not
+from .backends import check_launches, encoder_others, resolve, why_not
 from .catalogue import Catalogue, CatalogueSnapshot
 from .decode_arguments import check_type
 from .encoder import T5Encoder
@@ -89,6 +89,7 @@ class ServedModel:
                 self.dtype,
                 encoder_form,
                 self.tokens.max_length,
+                encoder_others(self.backend, self.dtype) if backend == "auto" else (),
             )
         else:
             check_choice(encoder_form, "encoder_form", FORMS)

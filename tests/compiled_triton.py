@@ -20,13 +20,14 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
-from sidmlp_kernels.ops.triton import bound, kernels, launch
+from sidmlp_kernels.ops.triton import bound, encode_mlp, encode_t5, kernels, launch
 from sidmlp_kernels.ops.triton.compiler import compile_kernel
 from sidmlp_kernels.ops.triton.problem import padded
 from sidmlp_kernels.ops.triton.tiles import MOST_SHARED
 from sidmlp_kernels.spec import StudentSpec
 
 META = torch.device("meta")
+KERNELS = {**vars(encode_mlp), **vars(encode_t5), **vars(kernels)}
 
 # Architecture: what Triton compiles for, what ptxas calls it, bytes of shared memory of a block.
 TARGETS = {
@@ -202,7 +203,7 @@ def record(
 def compiled(recorded: Launch, architecture: str) -> Code:
     """Compiles what was recorded for `architecture`, and asks ptxas about it."""
     target, _ = TARGETS[architecture]
-    kernel, arguments = getattr(kernels, recorded.kernel), dict(recorded.kinds)
+    kernel, arguments = KERNELS[recorded.kernel], dict(recorded.kinds)
     constants, options = dict(recorded.constants), dict(recorded.options)
     try:
         code = compile_kernel(kernel, arguments, constants, **options, target=target)

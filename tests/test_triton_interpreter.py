@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-TESTS = Path(__file__).parent / "interpreted_triton.py"
+HERE = Path(__file__).parent
+FILES = ("interpreted_triton.py", "interpreted_triton_encoders.py")
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install triton", allow_module_level=True)
@@ -19,16 +20,17 @@ if importlib.util.find_spec("triton") is None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kernels_in_the_interpreter(tmp_path: Path) -> None:
-    """Runs every test of interpreted_triton.py; names those that fail, with what they said."""
+@pytest.mark.parametrize("name", FILES)
+def test_kernels_in_the_interpreter(tmp_path: Path, name: str) -> None:
+    """Runs every test of the file; names those that fail, with what they said."""
     report = tmp_path / "report.xml"
     options = ["-q", "--tb=short", "--color=no", "-p", "no:cacheprovider", f"--junitxml={report}"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(TESTS), *options],
+        [sys.executable, "-m", "pytest", str(HERE / name), *options],
         capture_output=True,
         text=True,
         check=False,
-        cwd=TESTS.parent.parent,
+        cwd=HERE.parent,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
     )
     assert report.exists(), done.stdout + done.stderr

@@ -45,13 +45,13 @@ Lists and numbers, in the order that the makers fix:
                      backends take 1
     form             of an encoder: 1, 2, 4 or 8 thread blocks share a request, 0 chosen by batch;
                      forms of encode_t5 differ by roundings, those of encode_mlp (at most a block
-                     for each role) in no bit. The CPU has one form
+                     for each role) in no bit. The CPU has one form, and so has Triton
     isa              CPU only: 0 auto, 1 plain, 2 AVX2, 3 AVX-512, 4 AVX-512 with products of
                      bfloat16; other backends ignore it. The last differs from 3 in encoders with
                      bf16 weights: products round what they read to bf16 and accumulate in fp32
 
-`X_triton` is operator X on Triton, with the same schema (it has no encoders); `operator(name,
-backend)` finds the right one. With bf16 or fp16 weights it rounds activations to that dtype where a
+`X_triton` is operator X on Triton, with the same schema; `operator(name, backend)` finds the right
+one. With bf16 or fp16 weights it rounds activations to that dtype where a
 product reads them, and so do beam_decode, decode_states and context_readout on CUDA for sizes that
 tensor cores take (sidmlp_kernels.ops.cuda_kernels): a state or context beyond fp16's range counts
 as not finite there. encode_t5 on CUDA takes at most sizes[-1] columns of ids.

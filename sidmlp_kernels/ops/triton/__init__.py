@@ -9,6 +9,8 @@
     problem.py    checks of arguments           register.py   the operators themselves
     tiles.py      the table of tile sizes       scratch.py    a program's workspace
     compiler.py   machine code                  launch.py     launches
+    encode_t5.py, encode_mlp.py   the encoders' kernels; encoder_*.py their parts in the same order:
+                  rows, bound, problem, tiles, and packing, which alone imports no triton
 
 Importing this package imports triton.
 """

@@ -78,6 +78,8 @@ def kind_of(argument: Any) -> Any:
     """What the compiler is told of an argument."""
     if isinstance(argument, tuple):
         return tuple(kind_of(a) for a in argument)
+    if isinstance(argument, Pointer):  # stands for tensors that a launch gives
+        return argument
     if isinstance(argument, Tensor):
         return Pointer(argument.dtype, is_aligned(argument))
     if isinstance(argument, Bytes):

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sidmlp_kernels.ops.library import TRITON_SUFFIX, Results
 from sidmlp_kernels.ops.triton.bound import BoundDecode, BoundLogits, BoundReadout
+from sidmlp_kernels.ops.triton.encoder_bound import BoundMlp, BoundT5, bind_encoder
+from sidmlp_kernels.ops.triton.encoder_problem import check_form
 from sidmlp_kernels.ops.triton.launch import INTERPRETED
 from sidmlp_kernels.ops.triton.problem import check_launches
 
@@ -102,6 +104,56 @@ def level_logits(
     return BoundLogits(heads, sizes, layer_norm_eps, device)(context, prefix_codes)
 
 
+def encode_t5(
+    ids: Tensor,
+    mask: Tensor,
+    encoder: list[Tensor],
+    sizes: list[int],
+    layer_norm_eps: float,
+    form: int,
+    isa: int,
+) -> Tensor:
+    """See sidmlp_kernels.ops."""
+    check_form(form)
+    return BoundT5(encoder, sizes, layer_norm_eps, _device(ids, "ids"))(ids, mask)
+
+
+def encode_mlp(
+    ids: Tensor,
+    mask: Tensor,
+    encoder: list[Tensor],
+    sizes: list[int],
+    layer_norm_eps: float,
+    form: int,
+    isa: int,
+) -> Tensor:
+    """See sidmlp_kernels.ops."""
+    check_form(form)
+    return BoundMlp(encoder, sizes, layer_norm_eps, _device(ids, "ids"))(ids, mask)
+
+
+def recommend(
+    ids: Tensor,
+    mask: Tensor,
+    encoder: list[Tensor],
+    encoder_sizes: list[int],
+    encoder_eps: float,
+    form: int,
+    *decode: Any,
+) -> Results:
+    """See sidmlp_kernels.ops."""
+    encode = bind_encoder(encoder, encoder_sizes, encoder_eps, form, _device(ids, "ids"))
+    return decode_states(encode(ids, mask), mask, *decode)
+
+
 _library = torch.library.Library("sidmlp", "IMPL", "CPU" if INTERPRETED else "CUDA")
-for _function in (beam_decode, decode_states, context_readout, level_logits):
+for _function in (
+    beam_decode,
+    decode_states,
+    context_readout,
+    level_logits,
+    encode_t5,
+    encode_mlp,
+    recommend,
+):
     _library.impl(_function.__name__ + TRITON_SUFFIX, _function)
