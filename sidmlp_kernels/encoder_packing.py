@@ -7,8 +7,8 @@ On the CPU matrices are input-major ([in, out], out padded with zeros to a multi
 as panels: the columns in groups of 64, the last one narrower, each group [in, width] contiguous
 (csrc/cpu/encoders.h). On CUDA T5's are as torch.nn.Linear holds them, and once more in tiles for
 the tensor cores (csrc/sidmlp/encoder_view.h); SID-MLP++'s are fragments, blocks in the order in
-which the lanes of a warp multiply (csrc/sidmlp/mlp_encoder_view.h). For Triton every width is padded
-to what a tile has (sidmlp_kernels/ops/triton/encoder_packing.py).
+which the lanes of a warp multiply (csrc/sidmlp/mlp_encoder_view.h). For Triton every width is
+padded to what a tile has (sidmlp_kernels/ops/triton/encoder_packing.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_TOKENS = 1 << 20  # csrc/torch/encoder_problem.cpp
 class PackedEncoder:
     """An encoder's weights as its operator takes them, on one device.
 
-    layout    "panels" (CPU), "rows" or "fragments" (CUDA: encode_t5, encode_mlp) or "padded" (Triton)
+    layout    "panels" (CPU), "rows" or "fragments" (CUDA: encode_t5, encode_mlp), "padded" (Triton)
     operator  "encode_t5" or "encode_mlp"
     sizes     encode_t5: [layers, D, heads, head_dim, F, V, index in FEED_FORWARDS, M]
               encode_mlp: [layers, D, roles, H, V, max_length]
