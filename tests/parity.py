@@ -129,26 +129,39 @@ def decode(plan: DecodePlan, problem: Problem, states: Tensor | None = None) -> 
     return Decoded(*(tensor.cpu() for tensor in results))
 
 
-@torch.no_grad()
 def score_errors(problem: Problem, dtype: torch.dtype, states: Tensor) -> list[float]:
-    """For each level, what tier 2 allows a score to be off by: eps of `decode_bounds`.
+    """For each level, what tier 2 allows a score to be off by: eps of `decode_bounds`."""
+    students = student_of(problem), student_of(problem, dtype)
+    with torch.no_grad():
+        contexts = (
+            students[0].context(states.double(), problem.mask),
+            students[1].context(states.to(dtype), problem.mask),
+        )
+    options = options_of(problem)
+    return level_errors(students, contexts, trie_of(problem), problem.settings.num_beams, options)
 
-    Both the reference in float64 and ordinary PyTorch in `dtype` score the candidates of the exact
-    beams; the largest difference of a level's term, doubled, and the rounding floor add up.
+
+@torch.no_grad()
+def level_errors(
+    students: tuple[Student, Student],
+    contexts: tuple[Tensor, Tensor],
+    trie: Trie,
+    num_beams: int,
+    decode_options: dict[str, Any],
+) -> list[float]:
+    """eps of `decode_bounds`, from a student in float64 and in a kernel's dtype and their contexts.
+
+    Both score the candidates of the exact beams; the largest difference of a level's term, doubled,
+    and the rounding floor add up.
     """
-    exact, rough = student_of(problem), student_of(problem, dtype)
-    trie = trie_of(problem)
-    options = LevelOptions.make(trie.num_levels, **options_of(problem))
-    contexts = [
-        exact.context(states.double(), problem.mask),
-        rough.context(states.to(dtype), problem.mask),
-    ]
-    beams = beam.root(contexts[0], torch.ones(problem.batch, dtype=torch.bool))
+    exact, dtype = students[0], contexts[1].dtype
+    options = LevelOptions.make(trie.num_levels, **decode_options)
+    beams = beam.root(contexts[0], torch.ones(len(contexts[0]), dtype=torch.bool))
     eps, total = [], 0.0
     for level in range(trie.num_levels):
         none = torch.zeros_like(beams.scores)
         start = Beams(none, beams.nodes, beams.codes, beams.live)
-        pairs = zip((exact, rough), contexts, strict=True)
+        pairs = zip(students, contexts, strict=True)
         own, theirs = (
             beam.expand(student, trie, level, context, start, options) for student, context in pairs
         )
@@ -158,7 +171,7 @@ def score_errors(problem: Problem, dtype: torch.dtype, states: Tensor) -> list[f
         total += 2 * float((term - rough_term).abs().max()) + rounding_floor(term, dtype)
         total += rounding_floor(found.scores[exists], torch.float32)
         eps.append(total)
-        width = min(problem.settings.num_beams, found.scores[0].numel(), trie.num_nodes(level))
+        width = min(num_beams, found.scores[0].numel(), trie.num_nodes(level))
         beams = beam.select(found, beams, width, exact_ties=True)
     return eps
 

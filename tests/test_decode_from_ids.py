@@ -145,7 +145,9 @@ def test_the_operator_answers_as_pytorch(kind: str) -> None:
 
 def test_the_plan_says_why_pytorch_encodes() -> None:
     deep = dataclasses.replace(T5, num_layers=9)
-    model = sk.Recommender(make_student(), make_catalogue(), module_of(deep), tokens=TOKENS)
+    model = sk.Recommender(
+        make_student(), make_catalogue(), module_of(deep), backend="cpu", tokens=TOKENS
+    )
     text = str(model._plan(8, None, None, None, None))
     assert "encoder: plain PyTorch (num_layers: expected at most 8, got 9)" in text
     with pytest.raises(ValueError, match=r"encoder_form: .*num_layers: expected at most 8, got 9"):

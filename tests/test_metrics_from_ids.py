@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from encoders import teacher_of
+from parity import DTYPES, level_errors
 from torch import Tensor
 from torch.nn import functional
 from trained_students import BEAUTY, Trained, check_metrics
 
+from sidmlp.beam import Decoded
+from sidmlp.bounds import check_decode, decode_bounds
 from sidmlp.student import Student, StudentConfig
-from sidmlp_kernels import Catalogue, Recommender, StudentSpec, T5Encoder, T5Spec, TokenSpec
+from sidmlp.trie import Trie
+from sidmlp_kernels import (
+    Catalogue,
+    Recommender,
+    Requests,
+    StudentSpec,
+    T5Encoder,
+    T5Spec,
+    TokenSpec,
+)
 from sidmlp_kernels import Student as KernelStudent
 from sidmlp_kernels.backends import encoder_why_not
 from sidmlp_kernels.batching import make_batch
@@ -37,39 +50,46 @@ class TrainedWhole(Trained):
     encoder: T5Encoder
     histories: list[list[int]]
 
-    def reference(self, dtype: torch.dtype) -> Tensor:
-        teacher = teacher_of(ENCODER)  # transformers' modules; every weight is replaced
+    def states_in(self, dtype: torch.dtype, users: int) -> tuple[Tensor, Tensor]:
+        """What transformers' encoder makes of the first users, [users, T, D], and their mask."""
+        teacher = teacher_of(ENCODER)  # every weight is replaced
         teacher.encoder.load_state_dict(self.encoder.state_dict())
         teacher = teacher.to(dtype)
-        batch = make_batch(self.histories, self.known, TOKENS)
+        batch = make_batch(self.histories[:users], self.known, TOKENS)
         with torch.no_grad():
-            states = torch.cat(
-                [
-                    teacher(input_ids=ids, attention_mask=mask).last_hidden_state
-                    for ids, mask in zip(batch.ids.split(500), batch.mask.split(500), strict=True)
-                ]
-            )
-        whole = dataclasses.replace(self, states=states, mask=batch.mask)
-        return Trained.reference(whole, dtype)
+            states = [
+                teacher(input_ids=ids, attention_mask=mask).last_hidden_state
+                for ids, mask in zip(batch.ids.split(500), batch.mask.split(500), strict=True)
+            ]
+        return torch.cat(states), batch.mask
 
-    def kernel(self, backend: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        model = Recommender(
+    def reference(self, dtype: torch.dtype) -> Tensor:
+        states, mask = self.states_in(dtype, TESTERS)
+        return Trained.reference(dataclasses.replace(self, states=states, mask=mask), dtype)
+
+    def model(self, backend: str, dtype: torch.dtype, **options: Any) -> Recommender:
+        """With the fused encoder wherever there is one."""
+        made = Recommender(
             KernelStudent(StudentSpec(**asdict(self.student.config)), self.student.state_dict()),
             Catalogue.from_codes(self.codes, codes_per_level=CODES_PER_LEVEL),
             self.encoder,
             backend=backend,
             dtype=dtype,
             tokens=TOKENS,
+            **options,
         )
-        fused = model._encoder is not None and model._encoder.packed is not None
+        fused = made._encoder is not None and made._encoder.packed is not None
         assert fused == (not encoder_why_not(backend, ENCODER, dtype))
-        batches = [self.histories[begin : begin + 512] for begin in range(0, TESTERS, 512)]
-        excluded = [self.exclude[begin : begin + 512] for begin in range(0, TESTERS, 512)]
-        found = [
-            model.decode(model.batch(batch), 10, self.num_beams, exclude).items.cpu()
-            for batch, exclude in zip(batches, excluded, strict=True)
+        return made
+
+    def kernel(self, backend: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        model = self.model(backend, dtype)
+        batches = [
+            Requests(self.histories[begin : begin + 512], exclude=self.exclude[begin : begin + 512])
+            for begin in range(0, TESTERS, 512)
         ]
-        return torch.cat(found)
+        found = model.decode_stream(batches, 10, self.num_beams)
+        return torch.cat([recs.items for recs in found])
 
     @property
     def known(self):
@@ -126,3 +146,59 @@ def test_metrics_on_beauty_from_histories(
     backend: str, device: torch.device, beauty: TrainedWhole
 ) -> None:
     check_metrics(beauty, backend, device)
+
+
+USERS = 64
+
+
+@pytest.mark.parametrize(("dtype", "users"), [("fp32", USERS), ("bf16", 6)])
+def test_items_of_real_histories(
+    backend: str, beauty: TrainedWhole, dtype: str, users: int
+) -> None:
+    """Tier 3, with what rounds in the encoder, too: MUST <= decode(batch) <= MAY of float64.
+
+    Of few users in bf16, whose MAY sets are large and slow to find.
+    """
+    kind = DTYPES[dtype]
+    students, contexts = [], []
+    for number in (torch.float64, kind):
+        student = Student(beauty.student.config)
+        student.load_state_dict(beauty.student.state_dict())
+        students.append(student.to(number).eval())
+        with torch.no_grad():
+            contexts.append(students[-1].context(*beauty.states_in(number, users)))
+    trie = Trie.from_codes(beauty.codes, codes_per_level=CODES_PER_LEVEL)
+    pair = (students[0], students[1]), (contexts[0], contexts[1])
+    plain = {"temperatures": None, "level_weights": None, "normalisation": "children"}
+    eps = level_errors(*pair, trie, beauty.num_beams, plain)
+    excluded = beauty.exclude[:users]
+    bounds = decode_bounds(students[0], contexts[0], trie, beauty.num_beams, eps, exclude=excluded)
+    if dtype == "fp32":
+        sure = sum(len(request.must_items) for request in bounds)
+        assert sure > 0.9 * users * beauty.num_beams, f"{sure} sure items say little, eps {eps}"
+    model = beauty.model(backend, kind)
+    found = model.decode(
+        model.batch(beauty.histories[:users]), beauty.num_beams, beauty.num_beams, excluded
+    ).cpu()
+    got = Decoded(found.items, found.scores, found.codes, found.counts)
+    faults = check_decode(got, bounds, trie, exclude=excluded)
+    assert not faults, "\n".join([f"{backend} {dtype}, eps {eps}", *faults[:10]])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_real_histories_have_the_same_bits_in_every_batch(
+    backend: str, beauty: TrainedWhole, dtype: str
+) -> None:
+    """From histories to scores, within one form of the encoder."""
+    if encoder_why_not(backend, ENCODER, DTYPES[dtype]):
+        pytest.skip(f"backend {backend} has no fused encoder in {dtype}")
+    model = beauty.model(backend, DTYPES[dtype], encoder_form="throughput")
+    ask = {"k": 10, "num_beams": beauty.num_beams}
+    histories = beauty.histories[:USERS]
+    whole = model.decode(model.batch(histories), **ask).cpu()
+    for size in (1, 7, 33):
+        parts = [histories[begin : begin + size] for begin in range(0, USERS, size)]
+        answers = list(model.decode_stream(parts, **ask))
+        for name in ("items", "scores", "codes", "counts"):
+            got = torch.cat([getattr(recs, name) for recs in answers])
+            assert torch.equal(got, getattr(whole, name)), f"{name} in batches of {size}"
