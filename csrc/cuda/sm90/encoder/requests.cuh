@@ -45,6 +45,84 @@ __device__ __forceinline__ int valid_tokens(const TokensView& tokens, int64_t re
   return __reduce_add_sync(kAllLanes, count);
 }
 
+// Valid tokens of each request of a segment of `count` -> counts [count], in shared memory. Ends
+// with a barrier.
+template <class State>
+__device__ __forceinline__ void count_tokens(const TokensView& tokens, int64_t first, int count,
+                                             int* counts) {
+  const int tid = static_cast<int>(threadIdx.x);
+  for (int i = tid; i < count; i += State::kThreadCount) counts[i] = 0;
+  State::barrier();
+  const uint8_t* mask = tokens.mask + first * tokens.tokens;
+  const int64_t bytes = static_cast<int64_t>(count) * tokens.tokens;
+  const int head =
+      static_cast<int>(min(static_cast<int64_t>(-reinterpret_cast<uintptr_t>(mask) & 15), bytes));
+  const int64_t pieces = (bytes - head) / 16;
+  auto count_byte = [&](int64_t i) {
+    if (mask[i] != 0) atomicAdd(counts + i / tokens.tokens, 1);
+  };
+  if (tid < head) count_byte(tid);
+  for (int64_t i = head + 16 * pieces + tid; i < bytes; i += State::kThreadCount) count_byte(i);
+#pragma unroll 4
+  for (int64_t i = tid; i < pieces; i += State::kThreadCount) {
+    const int64_t at = head + 16 * i;
+    const uint4 raw = __ldg(reinterpret_cast<const uint4*>(mask + at));
+    // A bit a byte that is not 0.
+    auto bits = [](uint32_t x) { return (__vcmpne4(x, 0) & 0x08040201u) * 0x01010101u >> 24; };
+    const uint32_t set = bits(raw.x) | bits(raw.y) << 4 | bits(raw.z) << 8 | bits(raw.w) << 12;
+    int request = static_cast<int>(static_cast<uint32_t>(at) / tokens.tokens);
+    int left = tokens.tokens - static_cast<int>(at - static_cast<int64_t>(request) * tokens.tokens);
+    for (int done = 0; done < 16; ++request, left = tokens.tokens) {
+      const int width = min(left, 16 - done);
+      const int found = __popc(set >> done & ((1u << width) - 1));
+      if (found > 0) atomicAdd(counts + request, found);
+      done += width;
+    }
+  }
+  State::barrier();
+}
+
+// Requests [begin, end) of a segment of `count` that cluster `index` of `clusters` takes:
+// contiguous, with about the same sum of work_of(request) each. The first has work, and so has each
+// before which the segment is cut. Every thread gets the result; ends with a barrier.
+template <class State, class WorkOf>
+__device__ __forceinline__ void share_by_work(int count, int index, int clusters,
+                                              const WorkOf& work_of, State& state) {
+  const int tid = static_cast<int>(threadIdx.x);
+  if (tid == 0) state.begin = state.end = count;
+  constexpr int kOwn = (kSegment + State::kThreadCount - 1) / State::kThreadCount;
+  int own = 0, sum = 0, all = 0;
+#pragma unroll 4
+  for (int i = 0; i < kOwn; ++i) {
+    const int request = kOwn * tid + i;
+    if (request < count) own += work_of(request);
+  }
+  int before = own;
+#pragma unroll
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, before, distance);
+    if (lane_index() >= distance) before += other;
+  }
+  if (lane_index() == kWarp - 1) state.sums[warp_index()] = before;
+  State::barrier();
+  for (int w = 0; w < State::kWarpCount; ++w) {
+    if (w < warp_index()) sum += state.sums[w];
+    all += state.sums[w];
+  }
+  sum += before - own;
+  const int low = static_cast<int>(static_cast<int64_t>(all) * index / clusters);
+  const int high = static_cast<int>(static_cast<int64_t>(all) * (index + 1) / clusters);
+  for (int i = 0; i < kOwn; ++i) {
+    const int request = kOwn * tid + i;
+    if (request >= count) break;
+    const int work = work_of(request);
+    if (work > 0 && sum >= low) atomicMin(&state.begin, request);
+    if (work > 0 && sum >= high) atomicMin(&state.end, request);
+    sum += work;
+  }
+  State::barrier();
+}
+
 // Requests [begin, end) of a segment of `count` that cluster `index` of `clusters` takes. Time goes
 // by passes, the groups that form_group makes of `capacity` tiles, and those follow from the
 // requests' sizes alone: passes are shared out, as many to each cluster. `scratch` is shared
@@ -62,36 +140,7 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
     State::barrier();
     return;
   }
-  for (int i = tid; i < kSegment; i += State::kThreadCount) tiles[i] = 0;
-  if (tid == 0) state.begin = state.end = count;
-  State::barrier();
-  const uint8_t* mask = tokens.mask + first * tokens.tokens;
-  const int64_t bytes = static_cast<int64_t>(count) * tokens.tokens;
-  const int head =
-      static_cast<int>(min(static_cast<int64_t>(-reinterpret_cast<uintptr_t>(mask) & 15), bytes));
-  const int64_t pieces = (bytes - head) / 16;
-  auto count_byte = [&](int64_t i) {
-    if (mask[i] != 0) atomicAdd(tiles + i / tokens.tokens, 1);
-  };
-  if (tid < head) count_byte(tid);
-  for (int64_t i = head + 16 * pieces + tid; i < bytes; i += State::kThreadCount) count_byte(i);
-#pragma unroll 4
-  for (int64_t i = tid; i < pieces; i += State::kThreadCount) {
-    const int64_t at = head + 16 * i;
-    const uint4 raw = __ldg(reinterpret_cast<const uint4*>(mask + at));
-    // A bit a byte that is not 0.
-    auto bits = [](uint32_t x) { return (__vcmpne4(x, 0) & 0x08040201u) * 0x01010101u >> 24; };
-    const uint32_t set = bits(raw.x) | bits(raw.y) << 4 | bits(raw.z) << 8 | bits(raw.w) << 12;
-    int request = static_cast<int>(static_cast<uint32_t>(at) / tokens.tokens);
-    int left = tokens.tokens - static_cast<int>(at - static_cast<int64_t>(request) * tokens.tokens);
-    for (int done = 0; done < 16; ++request, left = tokens.tokens) {
-      const int width = min(left, 16 - done);
-      const int found = __popc(set >> done & ((1u << width) - 1));
-      if (found > 0) atomicAdd(tiles + request, found);
-      done += width;
-    }
-  }
-  State::barrier();
+  count_tokens<State>(tokens, first, count, tiles);
   for (int i = tid; i < count; i += State::kThreadCount)
     tiles[i] = (tiles[i] + kTileRows - 1) / kTileRows;
   State::barrier();
@@ -123,37 +172,7 @@ __device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64
     return (tiles[i] & kBegins) == 0 ? 0
                                      : max(((tiles[i] & ~kBegins) + capacity - 1) / capacity, 1);
   };
-  constexpr int kOwn = (kSegment + State::kThreadCount - 1) / State::kThreadCount;
-  int own = 0, sum = 0, all = 0;
-#pragma unroll 4
-  for (int i = 0; i < kOwn; ++i) {
-    const int request = kOwn * tid + i;
-    if (request < count) own += passes_at(request);
-  }
-  int before = own;
-#pragma unroll
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, before, distance);
-    if (lane_index() >= distance) before += other;
-  }
-  if (lane_index() == kWarp - 1) state.sums[warp_index()] = before;
-  State::barrier();
-  for (int w = 0; w < State::kWarpCount; ++w) {
-    if (w < warp_index()) sum += state.sums[w];
-    all += state.sums[w];
-  }
-  sum += before - own;
-  const int low = static_cast<int>(static_cast<int64_t>(all) * index / clusters);
-  const int high = static_cast<int>(static_cast<int64_t>(all) * (index + 1) / clusters);
-  for (int i = 0; i < kOwn; ++i) {
-    const int request = kOwn * tid + i;
-    if (request >= count) break;
-    const int passes = passes_at(request);
-    if (passes > 0 && sum >= low) atomicMin(&state.begin, request);
-    if (passes > 0 && sum >= high) atomicMin(&state.end, request);
-    sum += passes;
-  }
-  State::barrier();
+  share_by_work(count, index, clusters, passes_at, state);
 }
 
 // The longest group of requests first, first + 1, .. (before `end`) that fits in `tiles` tiles, and

@@ -33,8 +33,28 @@ struct MlpState {
   int64_t first;                            // request of the group
   int requests, own_rows;
   int request_of[kMlpTileRows * kMlpMaxTiles];  // of the rows that pass through a layer
+
+  __device__ __forceinline__ static void barrier() { __syncthreads(); }
 };
 static_assert(sizeof(MlpState) <= kMlpStateBytes);
+
+// Requests [begin, end) of a segment of `count` that cluster `index` of `clusters` takes, all about
+// as many tiles of rows. `counts` is shared memory, int [kSegment].
+__device__ __forceinline__ void share_of_segment(const TokensView& tokens, int64_t first, int count,
+                                                 int index, int clusters, int* counts,
+                                                 MlpState& state) {
+  __syncthreads();          // the last segment's share was read
+  if (count <= clusters) {  // one each
+    if (threadIdx.x == 0) state.begin = min(index, count), state.end = min(index + 1, count);
+    __syncthreads();
+    return;
+  }
+  count_tokens<MlpState>(tokens, first, count, counts);
+  const auto tiles_of = [&](int i) {
+    return max((counts[i] + kMlpTileRows - 1) / kMlpTileRows, 1);
+  };
+  share_by_work(count, index, clusters, tiles_of, state);
+}
 
 __device__ __forceinline__ int role_of(int position, int last, int num_roles) {
   return position == last ? num_roles - 1 : (position + num_roles - 1) % num_roles;
