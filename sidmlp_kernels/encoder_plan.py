@@ -155,7 +155,8 @@ def plan_encoder(
     check_choice(form, "encoder_form", FORMS)
     if isinstance(encoder, (T5Encoder, MLPEncoder)):
         missing = encoder_why_not(backend, encoder.spec, dtype)
-        if backend == "cuda" and not missing and max_tokens > BIAS_TOKENS:
+        limited = backend == "cuda" and isinstance(encoder, T5Encoder)
+        if limited and not missing and max_tokens > BIAS_TOKENS:
             missing = f"requests of {max_tokens} tokens, of which this backend takes {BIAS_TOKENS}"
     else:
         missing = "it is a callable of the caller's"

@@ -88,7 +88,10 @@ class Recommendations:
         return PackedResults.of((self.items, self.scores, self.codes, self.counts))
 
     def cpu(self) -> Recommendations:
-        """These on the CPU: one copy, and one wait for the current stream of their device."""
+        """These on the CPU: one copy, and one wait for the current stream of their device.
+
+        From a GPU they lie in page-locked memory, as long as they are kept.
+        """
         device = self.items.device
         if device.type == "cpu":
             return self

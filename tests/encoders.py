@@ -89,7 +89,7 @@ def fused_plan(
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
     form: str = "auto",
-    max_tokens: int = SHORT_TOKENS,
+    max_tokens: int = SHORT_TOKENS[0],
 ) -> EncoderPlan:
     """The backend's operator, ready to run; the test is skipped where it has none for the sizes."""
     reason = backends.encoder_why_not(backend, spec, dtype)

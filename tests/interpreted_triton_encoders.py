@@ -217,6 +217,6 @@ def test_every_form_is_the_only_one(name: str) -> None:
     launches = spec.num_layers + 1
     assert str(plan).endswith(f"on triton, form the only one: {launches} launches")
     wanted = plan(ids, mask)
-    for form in (0, 8):  # the operator answers as its plan
+    for form in (0, 8, 16):  # the operator answers as its plan
         got = call(packed.operator, "triton", arguments(packed, ids, mask, form))
         assert torch.equal(got, wanted)

@@ -77,7 +77,9 @@ PARITY = [
 
 
 @pytest.mark.parametrize(("name", "dtype"), PARITY)
-@pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 7), (5, 82), (2, 300)])
+@pytest.mark.parametrize(
+    ("batch", "length"), [(1, 1), (3, 7), (5, 82), (3, 120), (3, 170), (2, 300)]
+)
 def test_states_are_as_close_as_pytorch(
     backend: str, device: torch.device, name: str, batch: int, length: int, dtype: str
 ) -> None:
@@ -241,7 +243,7 @@ def test_forms_of_an_mlp_encoder_have_the_same_bits(
     spec = MLP_SPECS[name]
     ids, mask = requests(spec, 21, 60)
     wanted = encode(spec, backend, device, ids, mask, DTYPES[dtype], "throughput")
-    for form in ("auto", "cluster2", "cluster4", "cluster8"):
+    for form in ("auto", "cluster1", "cluster2", "cluster4", "cluster8"):
         assert torch.equal(encode(spec, backend, device, ids, mask, DTYPES[dtype], form), wanted)
 
 

@@ -18,6 +18,7 @@ from sidmlp_kernels.testing import make_problem
 
 ENCODERS: dict[str, T5Spec | MLPEncoderSpec] = {
     "encode_t5": T5Spec(2, 64, 2, 32, 128, 40),
+    "encode_t5, wgmma": T5Spec(2, 128, 3, 64, 192, 40),
     "encode_mlp": MLPEncoderSpec(2, 4, 64, 96, 40, 30),
 }
 CYCLES = 200_000_000  # about 0.1 s
@@ -36,7 +37,7 @@ class Recommend:
         spec = ENCODERS[name]
         self.encoder = fused_plan(spec, "cuda", device, torch.bfloat16)
         self.problem = make_problem(
-            (16, 16, 16), seed=1, batch=batch, dim=64, hidden_dim=64, num_items=900
+            (16, 16, 16), seed=1, batch=batch, dim=spec.dim, hidden_dim=64, num_items=900
         )
         self.plan = self.problem.plan("cuda", dtype=torch.bfloat16, device=device)
         self.ids, self.mask = (t.to(device) for t in requests(spec, batch, 25))

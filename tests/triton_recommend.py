@@ -48,7 +48,7 @@ def make_call(name: str, device: torch.device | str, dtype: torch.dtype) -> Call
     problem = make_problem(
         (5, 4, 6), seed=1, dim=24, hidden_dim=20, num_items=80, batch=2, excluded=5
     )
-    plan = problem.plan("triton", dtype=dtype)
+    plan = problem.plan("triton", dtype=dtype, device=place)
     ids, mask = (t.to(place) for t in requests(spec, problem.batch, 11))
     excluded = exclude_tensors(problem.exclude, place)
     decode = (plan._readout, *plan._heads_catalogue, *excluded, *plan._decode_args)

@@ -7,6 +7,15 @@
 
 namespace sidmlp::cuda {
 
+// Of the current device, 0 if it does not say.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    return 0;
+  return count;
+}
+
 // `blocks` in all, `cluster` of them in each cluster. most_shared: what static shared memory
 // leaves. Always the same for a kernel: another thread may launch it with more shared_bytes
 // meanwhile. early: blocks may begin before the kernel before them in the stream has ended, and

@@ -43,7 +43,8 @@ Lists and numbers, in the order that the makers fix:
     launches         of a decode on CUDA: 1, or 2, which has the bits of 1 and takes workspace of
                      4 (L H + C_1) bytes a request; tensor core kernels alone have it. Other
                      backends take 1
-    form             of an encoder: 1, 2, 4 or 8 thread blocks share a request, 0 chosen by batch;
+    form             of an encoder: 1 throughput, 16 a thread block for each request, 2, 4 or 8 of
+                     them, 0 chosen by batch;
                      forms of encode_t5 differ by roundings, those of encode_mlp (at most a block
                      for each role) in no bit. The CPU has one form, and so has Triton
     isa              CPU only: 0 auto, 1 plain, 2 AVX2, 3 AVX-512, 4 AVX-512 with products of

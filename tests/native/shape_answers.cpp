@@ -28,6 +28,7 @@ std::string answer(BeamDecodeProblem& problem) {
     for (const int64_t batch : kBatches) {
       problem.batch = batch;
       const sm90::Shape shape = sm90::shape_of(problem, launches);
+      if (shape.shared_bytes + sm90::kFixed > kOneBlock) return "does not fit";
       cuts += std::to_string(shape.cluster) + "/" + std::to_string(shape.group) + " ";
     }
   }

@@ -54,7 +54,8 @@ __device__ __noinline__ inline Pass next_pass(const BeamState& state, const Shap
 template <class AnySearch>
 __device__ __noinline__ int child_keys_in_passes(AnySearch search, int level, int count);
 
-// kAlone: the block has a multiprocessor to itself, so a thread twice the registers.
+// kAlone: the block has a multiprocessor to itself, so a thread twice the registers, and the width
+// is the published one: each form costs half a minute of compilation.
 template <class W, int kVectors, bool kFull, bool kAlone>
 struct Search {
   const BeamDecodeProblem& problem;

@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
   for (int slot = 0; slot < shape.users; ++slot) {
     const int request = group.request_of(slot);
-    const Search<W, kVectors, kFull, kResident == 1> search{problem, shape,       memory,
-                                                            state,   group.block, slot};
+    const Search<W, kVectors, kFull, kFull && kResident == 1> search{problem, shape,       memory,
+                                                                     state,   group.block, slot};
     search.run(request < requests ? begin + request : -1, group.root_logits(slot));
   }
   if (shape.team_shift > 0) cluster_barrier();  // others may still store keys here

@@ -27,7 +27,7 @@ from sidmlp_kernels.spec import MAX_LEVELS
 MAX_LAYERS = 8  # csrc/sidmlp/encoder_view.h
 MAX_VOCABULARY = 2**31 - 1
 GATED = (2, 3)  # activations, in the order of spec.FEED_FORWARDS
-FORMS = (0, 1, 2, 4, 8)
+FORMS = (0, 1, 2, 4, 8, 16)
 
 
 def _check_length(sizes: Sequence[int], expected: int) -> None:
@@ -104,7 +104,10 @@ def check_eps(eps: float) -> float:
 def check_form(form: int) -> None:
     """All forms are the same here; an unknown one is refused as elsewhere."""
     if form not in FORMS:
-        fail(f"form: expected 0 (by batch), 1, 2, 4 or 8 blocks a request, got {form}")
+        fail(
+            "form: expected 0 (by batch), 1 (throughput), 2, 4 or 8 blocks a request, or 16 (a "
+            f"block a request), got {form}"
+        )
 
 
 def check_tokens(ids: Tensor, mask: Tensor, device: torch.device, most: int | None) -> None:

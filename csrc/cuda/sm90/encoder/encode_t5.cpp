@@ -88,15 +88,6 @@ EncodeShape best_fit(const EncodeT5Problem& problem, int cluster) {
   return {};
 }
 
-// Of the current device, 0 if it does not say.
-int multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    return 0;
-  return count;
-}
-
 EncodeKernels kernels_of(const T5View& m) {
   return takes_split(m)  ? EncodeKernels::kSplit
          : takes_wide(m) ? EncodeKernels::kWide

@@ -2,20 +2,14 @@
 
 #include <algorithm>
 
+#include "cuda/cluster_launch.h"
+
 namespace sidmlp::cuda::sm90 {
 
 namespace {
 
 MlpSizesOf sizes_of(const MlpView& m) {
   return {m.dtype != DType::kFloat32, m.dim, m.num_layers, m.num_roles, m.hidden_dim};
-}
-
-int multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    return 132;
-  return count;
 }
 
 int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -58,23 +52,9 @@ cudaError_t launch(const EncodeMlpProblem& problem, int form, void* workspace,
   const void* kernel = dtype == DType::kBFloat16  ? encode_mlp_bf16()
                        : dtype == DType::kFloat16 ? encode_mlp_fp16()
                                                   : encode_mlp_fp32();
-  // Always the same: another thread may launch the same kernel with more meanwhile.
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMlpSharedBytes);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(shape.clusters * shape.cluster));
-  config.blockDim = dim3(kMlpThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
   void* arguments[] = {const_cast<EncodeMlpProblem*>(&problem), &shape, &workspace};
-  return cudaLaunchKernelExC(&config, kernel, arguments);
+  return launch_kernel(kernel, arguments, shape.clusters * shape.cluster, kMlpThreads,
+                       shape.cluster, shape.shared_bytes, stream, kMlpSharedBytes);
 }
 
 }  // namespace sidmlp::cuda::sm90

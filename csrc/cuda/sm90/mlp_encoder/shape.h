@@ -16,7 +16,7 @@ constexpr int kMlpMaxTiles = 6;              // tiles of rows that pass through 
 constexpr int kMlpMaxRequests = 16;          // of a group: one tile of means
 constexpr int kMlpStateBytes = 3072;         // of MlpState, before all else in shared memory
 constexpr int kMlpSharedBytes = 227 * 1024;  // of a block
-constexpr int kMlpShareBytes = 4 * 4096;     // numbers of tiles while requests are shared out
+constexpr int kMlpShareBytes = 4 * 4096;     // numbers of tokens while requests are shared out
 constexpr int64_t kMlpMaxWidth = 1 << 16;    // keeps byte offsets in 32 bits
 
 // Blocks of a cluster take roles r with r % cluster == rank, whole rows of them: no sum is cut, so
