@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sidmlp_kernels.ops.library import TRITON_SUFFIX, Results
+from sidmlp_kernels.ops.triton import encoder_bound
 from sidmlp_kernels.ops.triton.bound import BoundDecode, BoundLogits, BoundReadout
-from sidmlp_kernels.ops.triton.encoder_bound import BoundMlp, BoundT5, bind_encoder
 from sidmlp_kernels.ops.triton.encoder_problem import check_form
 from sidmlp_kernels.ops.triton.launch import INTERPRETED
 from sidmlp_kernels.ops.triton.problem import check_launches
@@ -115,7 +115,7 @@ def encode_t5(
 ) -> Tensor:
     """See sidmlp_kernels.ops."""
     check_form(form)
-    return BoundT5(encoder, sizes, layer_norm_eps, _device(ids, "ids"))(ids, mask)
+    return encoder_bound.BoundT5(encoder, sizes, layer_norm_eps, _device(ids, "ids"))(ids, mask)
 
 
 def encode_mlp(
@@ -129,7 +129,7 @@ def encode_mlp(
 ) -> Tensor:
     """See sidmlp_kernels.ops."""
     check_form(form)
-    return BoundMlp(encoder, sizes, layer_norm_eps, _device(ids, "ids"))(ids, mask)
+    return encoder_bound.BoundMlp(encoder, sizes, layer_norm_eps, _device(ids, "ids"))(ids, mask)
 
 
 def recommend(
@@ -142,7 +142,8 @@ def recommend(
     *decode: Any,
 ) -> Results:
     """See sidmlp_kernels.ops."""
-    encode = bind_encoder(encoder, encoder_sizes, encoder_eps, form, _device(ids, "ids"))
+    place = _device(ids, "ids")
+    encode = encoder_bound.bind_encoder(encoder, encoder_sizes, encoder_eps, form, place)
     return decode_states(encode(ids, mask), mask, *decode)
 
 
