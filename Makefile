@@ -7,6 +7,7 @@
 #   TORCH=...     the torch to install (default torch==2.13.0)
 #   PIP_ARGS=...  further arguments of pip install, e.g. an --index-url with CPU builds of torch
 #   ARGS=...      further arguments of the demo or of pytest
+#   JOBS=...      how pytest shares tests out (default two processes; with SYSTEM=1 one)
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -15,6 +16,7 @@ ARGS ?=
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
 ifdef SYSTEM
+JOBS ?=
 PY := $(PYTHON)
 export PYTHONPATH := $(CURDIR):$(CURDIR)/python:$(PYTHONPATH)
 BUILT := build/.built-in-place
@@ -22,6 +24,7 @@ TEST :=
 LINT :=
 CLANG_FORMAT := clang-format
 else
+JOBS ?= -n 2
 PY := .venv/bin/python
 BUILT := .venv/.built
 TEST := .venv/.test
@@ -35,7 +38,7 @@ demo: $(BUILT)
 	$(PY) -m sidmlp demo $(ARGS)
 
 test: $(BUILT) $(TEST)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(JOBS) $(ARGS)
 
 lint: $(BUILT) $(TEST) $(LINT)
 	$(PY) -m ruff check .

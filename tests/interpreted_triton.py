@@ -327,7 +327,7 @@ def test_an_operator_answers_as_its_plan() -> None:
     trie = plan.snapshot.trie_tensors("cpu")
     eps, excluded = problem.spec.layer_norm_eps, exclude_tensors(problem.exclude)
     sizes = list(plan.packed.sizes)
-    settings = (10, 10, False, [1.0] * 2, [1.0] * 2, [int(p.dense) for p in plan.levels], 0)
+    settings = (10, 10, False, [1.0] * 2, [1.0] * 2, [int(p.dense) for p in plan.levels], 1, 0)
     state = (problem.states, problem.mask)
     got = operator("decode_states", "triton")(
         *state, readout, heads, trie, *excluded, sizes, eps, *settings
