@@ -11,10 +11,11 @@ import logging
 import sys
 
 COMMANDS = {
-    "data": "get item histories: MovieLens-100K, a table of your own, or numpy arrays",
+    "data": "get item histories: MovieLens-100K, Amazon Reviews, a table or arrays of your own",
     "tokenize": "give every item a short tuple of codes, its semantic ID",
     "train-teacher": "train the accurate but slow model (TIGER, a small Transformer)",
     "distill": "train the fast model to imitate the teacher",
+    "import-official": "take codes and models that the paper's authors published",
     "export": "write the fast model as a directory that sidmlp_kernels loads",
     "evaluate": "measure how often the held-out next item is recommended",
     "recommend": "print recommendations for a list of items",

