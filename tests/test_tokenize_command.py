@@ -15,6 +15,8 @@ from sidmlp.cli.tokenize import add_arguments
 from sidmlp.tokenizers import RqVaeOptions
 
 ITEMS = 24
+# k-means++ finds every one of a few distinct vectors; faiss starts from any items, equal ones too.
+PLUS_PLUS = ["--backend", "torch"]
 RQVAE = ["--latent", "4", "--hidden", "8", "--epochs", "2", "--lr", "0.01"]
 
 
@@ -100,7 +102,7 @@ class TestSources:
         lines = [json.dumps({"item_id": i * 10, "kind": f"colour {i % 4}"}) for i in range(ITEMS)]
         (tmp_path / "texts.jsonl").write_text("\n".join(lines))
         texts = ["--texts", str(tmp_path / "texts.jsonl"), "--text-fields", "kind"]
-        assert main(["tokenize", *where, *texts, "--codes", "4", "--dim", "8"]) == 0
+        assert main(["tokenize", *where, *texts, "--codes", "4", "--dim", "8", *PLUS_PLUS]) == 0
         codes, record = result(where)
         assert record["source"] == "texts"
         with np.load(Path(where[1]) / "data" / "interactions.npz") as data:
@@ -112,7 +114,7 @@ class TestSources:
         corners = np.eye(4, dtype=np.float32)[np.arange(ITEMS) % 4]
         np.savez(tmp_path / "v.npz", mine=corners, other=corners * 0)
         chosen = ["--vectors", str(tmp_path / "v.npz"), "--vectors-name", "mine"]
-        assert main(["tokenize", *where, *chosen, "--codes", "4"]) == 0
+        assert main(["tokenize", *where, *chosen, "--codes", "4", *PLUS_PLUS]) == 0
         codes, record = result(where)
         assert record["source"] == "vectors"
         assert record["residual"] == [0.0]
@@ -152,6 +154,21 @@ class TestMistakes:
     )
     def test_one_sentence(self, where, capsys, arguments, sentence):
         assert sentence in refused(capsys, *where, "--codes", "4,4", "--dim", "4", *arguments)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [["opq", "--backend", "torch"], ["rqvae", "--decay", "1"], ["rqvae", "--commitment", "-1"]],
+    )
+    def test_settings_are_checked_before_vectors_are_made(
+        self, where, capsys, monkeypatch, arguments
+    ):
+        import sidmlp.tokenizers
+
+        def too_late(*_, **__):
+            raise AssertionError("made vectors before the settings were checked")
+
+        monkeypatch.setattr(sidmlp.tokenizers, "cooccurrence_vectors", too_late)
+        refused(capsys, *where, "--tokenizer", *arguments)
 
     def test_two_sources_at_once(self, where, capsys):
         with pytest.raises(SystemExit):

@@ -20,8 +20,9 @@ from .run_directory import RunDirectory, add_run_argument
 from .tokenizer_options import (
     add_tokenizer_arguments,
     add_vector_arguments,
+    facts_of,
     item_vectors,
-    tokenise,
+    make_tokenizer,
 )
 
 if TYPE_CHECKING:
@@ -104,10 +105,11 @@ def run(options: argparse.Namespace) -> None:
     else:
         # Before minutes of clustering; the level for duplicates has at least one code.
         check_servable((*options.codes, 1) if level else options.codes)
+        tokenizer = make_tokenizer(options)
         vectors, source = item_vectors(options, data)
-        books, facts = tokenise(options, vectors)
+        books = tokenizer(vectors)
         codes, per_level = books.codes, list(options.codes)
-        facts["source"] = source
+        facts = {"source": source, **facts_of(books, options.tokenizer)}
     if level:
         codes, collisions = deduplicate(codes, options.max_duplicates)
         per_level.append(int(codes[:, -1].max()) + 1)

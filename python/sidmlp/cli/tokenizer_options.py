@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,21 +116,20 @@ def item_vectors(options: argparse.Namespace, data: Interactions) -> tuple[np.nd
     return vectors, "co-occurrence"
 
 
-def tokenise(options: argparse.Namespace, vectors: np.ndarray) -> tuple[Codebooks, dict[str, Any]]:
-    """Runs the chosen tokenizer; returns what it learnt and facts for the record."""
+def make_tokenizer(options: argparse.Namespace) -> Callable[[np.ndarray], Codebooks]:
+    """The chosen tokenizer of vectors; settings are checked here, before vectors take minutes."""
     from sidmlp.tokenizers import (
         RqVaeOptions,
         product_quantisation,
         residual_kmeans,
+        rotation_backend,
         train_rqvae,
     )
 
     common: dict[str, Any] = {"seed": options.seed, "backend": options.backend}
-    facts: dict[str, Any] = {"tokenizer": options.tokenizer}
-    books: Codebooks
     if options.tokenizer == "rkmeans":
-        books = residual_kmeans(vectors, options.codes, **common)
-    elif options.tokenizer == "rqvae":
+        return lambda vectors: residual_kmeans(vectors, options.codes, **common)
+    if options.tokenizer == "rqvae":
         training = RqVaeOptions(
             latent=options.latent,
             hidden=options.hidden,
@@ -142,12 +142,22 @@ def tokenise(options: argparse.Namespace, vectors: np.ndarray) -> tuple[Codebook
             restart=not options.no_restart,
             device=options.device,
         )
-        found = train_rqvae(vectors, options.codes, training, **common)
-        facts |= {"error": round(found.error, 4), "restarted_codes": list(found.restarts)}
-        books = found
-    else:
-        rotate = options.tokenizer == "opq"
-        books = product_quantisation(vectors, options.codes, rotate=rotate, **common)
-    facts["residual"] = [round(value, 4) for value in books.residual]
-    facts["used_codes"] = list(books.used())
-    return books, facts
+        return lambda vectors: train_rqvae(vectors, options.codes, training, **common)
+    rotate = options.tokenizer == "opq"
+    if rotate:
+        rotation_backend(options.backend)
+    return lambda vectors: product_quantisation(vectors, options.codes, rotate=rotate, **common)
+
+
+def facts_of(books: Codebooks, tokenizer: str) -> dict[str, Any]:
+    """What the record says of a tokenizer's result."""
+    from sidmlp.tokenizers import RqVaeCodebooks
+
+    facts: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "residual": [round(value, 4) for value in books.residual],
+        "used_codes": list(books.used()),
+    }
+    if isinstance(books, RqVaeCodebooks):
+        facts |= {"error": round(books.error, 4), "restarted_codes": list(books.restarts)}
+    return facts

@@ -5,7 +5,7 @@ from .collisions import Collisions, count_collisions, deduplicate
 from .embeddings import cooccurrence_vectors, load_vectors
 from .given_codes import load_codes
 from .kmeans import BACKENDS, assign
-from .product import ProductCodebooks, product_quantisation
+from .product import ProductCodebooks, product_quantisation, rotation_backend
 from .rkmeans import residual_kmeans
 from .rqvae import RqVaeCodebooks, RqVaeOptions, train_rqvae
 from .texts import load_texts, text_vectors
@@ -26,6 +26,7 @@ __all__ = [
     "load_vectors",
     "product_quantisation",
     "residual_kmeans",
+    "rotation_backend",
     "text_vectors",
     "train_rqvae",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 
@@ -35,17 +36,17 @@ def read_array(path: Path, name: str | None = None) -> np.ndarray:
 def _npy(path: Path, name: str | None) -> np.ndarray:
     if name is not None:
         raise ValueError(f"{path} holds one array without a name; leave out the name {name!r}")
-    return _load(path)
+    return _of_numpy(np.load, path, allow_pickle=False)
 
 
 def _npz(path: Path, name: str | None) -> np.ndarray:
-    with _load(path) as archive:
-        return archive[_choose(path, archive.files, name)]
+    with _of_numpy(np.load, path, allow_pickle=False) as archive:
+        return _of_numpy(archive.__getitem__, _choose(path, archive.files, name))
 
 
-def _load(path: Path):  # type: ignore[no-untyped-def]  # an array or an archive of arrays
+def _of_numpy(read: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        return read(*arguments, **options)
     except ValueError as error:  # numpy's word for damage and for pickled objects
         raise OSError(str(error)) from None
 

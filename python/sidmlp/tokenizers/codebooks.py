@@ -22,7 +22,7 @@ class Codebooks:
     def reconstruct(self) -> np.ndarray:
         """The vectors that the codes stand for, float32 [N, d]."""
         levels = zip(self.centres, self.codes.T, strict=True)
-        return np.sum([centres[chosen] for centres, chosen in levels], axis=0, dtype=np.float32)
+        return np.stack([centres[chosen] for centres, chosen in levels]).sum(axis=0)
 
     def used(self) -> tuple[int, ...]:
         """How many codes of each level some item has."""

@@ -54,12 +54,7 @@ def product_quantisation(
             f"expected at least as many coordinates as levels ({levels}), got vectors of width "
             f"{vectors.shape[1]}; use fewer levels or wider vectors"
         )
-    backend = resolve_backend(backend)
-    if rotate and backend != "faiss":
-        raise ValueError(
-            "rotate=True (OPQ) needs faiss; run `pip install faiss-cpu` and use backend='faiss', "
-            "or leave the rotation out (PQ)"
-        )
+    backend = rotation_backend(backend) if rotate else resolve_backend(backend)
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     rotation = (
         _learn_rotation(vectors, codes_per_level, seed)
@@ -80,6 +75,16 @@ def product_quantisation(
         centres.append(found)
         residual.append(rest)
     return ProductCodebooks(np.stack(codes, axis=1), tuple(centres), tuple(residual), rotation)
+
+
+def rotation_backend(backend: str) -> str:
+    """The k-means backend of OPQ, "faiss"; ValueError where it is not installed or not wanted."""
+    if resolve_backend(backend) != "faiss":
+        raise ValueError(
+            "OPQ needs faiss; run `pip install faiss-cpu` and use backend='faiss', or leave the "
+            "rotation out (PQ)"
+        )
+    return "faiss"
 
 
 def _learn_rotation(vectors: np.ndarray, codes_per_level: tuple[int, ...], seed: int) -> np.ndarray:

@@ -93,10 +93,12 @@ def text_vectors(
         raise ValueError(
             f"no word is in {min_items} texts or more; use longer texts or a lower min_items"
         )
-    rows, columns, weights = [], [], []
-    for row, bag in enumerate(bags):
+    rows: list[int] = []
+    columns: list[int] = []
+    weights: list[int] = []
+    for number, bag in enumerate(bags):
         found = {column[word]: count for word, count in bag.items() if word in column}
-        rows += [row] * len(found)
+        rows += [number] * len(found)
         columns += found.keys()
         weights += found.values()
     row, col = np.asarray(rows), np.asarray(columns)
