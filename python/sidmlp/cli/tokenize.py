@@ -113,11 +113,10 @@ def run(options: argparse.Namespace) -> None:
     if level:
         codes, collisions = deduplicate(codes, options.max_duplicates)
         per_level.append(int(codes[:, -1].max()) + 1)
-        print(f"before the last code {collisions}")
     else:
         collisions = count_collisions(codes)
-        print(str(collisions))
     check_servable(per_level)
+    print(f"before the last code {collisions}" if level else str(collisions))
     unique = len(np.unique(codes, axis=0))
     fingerprint = save_codes(directory, codes)
     directory.finish(
