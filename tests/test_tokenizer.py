@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from item_blobs import backends, blobs
 
 from sidmlp.data import Interactions, leave_last_out
 from sidmlp.tokenizers import (
@@ -13,22 +14,6 @@ from sidmlp.tokenizers import (
     load_vectors,
     residual_kmeans,
 )
-
-
-def blobs(count: int, centres: int, dim: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    places = rng.normal(size=(centres, dim)) * 4
-    return (places[rng.integers(centres, size=count)] + rng.normal(size=(count, dim))).astype(
-        np.float32
-    )
-
-
-def backends() -> list[str]:
-    try:
-        import faiss  # noqa: F401
-    except ImportError:
-        return ["torch"]
-    return ["faiss", "torch"]
 
 
 class TestResidualKmeans:

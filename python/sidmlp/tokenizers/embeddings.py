@@ -10,17 +10,18 @@ import torch
 
 from sidmlp.data import Interactions, Split
 
+from .array_files import read_array
+from .svd import truncated_svd
+
 logger = logging.getLogger(__name__)
 
 
-def load_vectors(path: Path, num_items: int) -> np.ndarray:
-    """Item vectors float32 [num_items, d] of a ``.npy`` file, row i for dense item i."""
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable .npy array ({error})") from None
+def load_vectors(path: Path, num_items: int, name: str | None = None) -> np.ndarray:
+    """Item vectors float32 [num_items, d] of a file, row i for dense item i.
+
+    The file is ``.npy``, ``.npz`` or ``.safetensors``; of several arrays ``name`` says which.
+    """
+    vectors = read_array(path, name)
     if vectors.ndim != 2 or vectors.shape[0] != num_items:
         raise ValueError(
             f"{path} must have one row per item, [{num_items}, d], got shape {vectors.shape}"
@@ -52,13 +53,9 @@ def cooccurrence_vectors(
     matrix = torch.sparse_coo_tensor(
         indices, torch.from_numpy(information[keep]), (num_items, num_items), check_invariants=True
     ).coalesce()
-    rank = min(dim, num_items)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # The sketch is wider than the answer: a randomised SVD is poor in its last directions.
-        u, s, _ = torch.svd_lowrank(matrix, q=min(rank + 16, num_items), niter=4)
+    u, s = truncated_svd(matrix, dim, seed)
     vectors = np.zeros((num_items, dim), dtype=np.float32)
-    vectors[:, :rank] = (u[:, :rank] * s[:rank].sqrt()).numpy()
+    vectors[:, : s.numel()] = (u * s.sqrt()).numpy()
     return vectors
 
 
