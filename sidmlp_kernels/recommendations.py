@@ -64,7 +64,8 @@ class Recommendations:
     """What a decode found, best first, for each of B requests.
 
     items              int64 [B, k] item ids, -1 past counts
-    scores             float32 [B, k] weighted log-probabilities, -inf past counts
+    scores             float32 [B, k] weighted log-probabilities, or what `rescore` said; -inf past
+                       counts
     codes              int32 [B, k, L] semantic IDs, -1 past counts
     counts             int32 [B] how many of the k are real
     catalogue_version  of the catalogue that all of these come from

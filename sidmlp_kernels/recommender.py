@@ -30,6 +30,7 @@ from .encoder_plan import EncoderPlan
 from .ops.library import Results
 from .plan import DecodePlan
 from .recommendations import Recommendations
+from .rescoring import Rescore, check_rescore, rescored
 from .served_model import ServedModel
 from .serving_state import settings_of
 from .spec import check_choice
@@ -128,6 +129,7 @@ class Recommender(ServedModel):
         temperatures: Sequence[float] | None = None,
         level_weights: Sequence[float] | None = None,
         normalisation: str | None = None,
+        rescore: Rescore | None = None,
     ) -> Recommendations:
         """The k best items for each request of `batch`.
 
@@ -137,10 +139,13 @@ class Recommender(ServedModel):
                        are ignored
         temperatures   t_l > 0 per level, level_weights w_l, normalisation "children" or "codebook":
                        see DecodeSpec; None: the checkpoint's
+        rescore        scores the num_beams best items, in place of the student, to choose and order
+                       the k by; see sidmlp_kernels.rescoring. Ties: the student's order
 
         Score = sum over levels of w_l * log softmax(logits_l / t_l). Ties: higher score first, then
         the lower parent rank, then the lower code; items on one semantic ID in catalogue order.
-        Fewer than k results are padded, see Recommendations. Raises ValueError for wrong arguments.
+        Fewer than k results are padded, see Recommendations. Raises ValueError for wrong arguments,
+        and for scores of `rescore` that do not fit or are NaN, for which it waits for the device.
         """
         encoder = self._need_encoder("decode")
         check_type(batch, "batch", Batch)
@@ -148,7 +153,14 @@ class Recommender(ServedModel):
         if self._module is not None:
             batch.check_vocabulary(self._module.spec.vocab_size)
             encoder.check_tokens(batch.ids)
-        plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
+        settings = (k, num_beams, temperatures, level_weights, normalisation)
+        if rescore is not None:
+            check_rescore(rescore)
+            plan = self._plan(*settings, propose=True)
+            excluded = exclusion_tensors(exclude, len(batch), self.device)
+            states = self._states(batch.ids, batch.mask)
+            return self._rescored(plan, k, rescore, states, batch.mask.contiguous(), excluded)
+        plan = self._plan(*settings)
         excluded = exclusion_tensors(exclude, len(batch), self.device)
         results = self._decode_ids(plan, batch.ids, batch.mask, excluded)
         return Recommendations(*results, plan.snapshot.version)
@@ -164,6 +176,7 @@ class Recommender(ServedModel):
         temperatures: Sequence[float] | None = None,
         level_weights: Sequence[float] | None = None,
         normalisation: str | None = None,
+        rescore: Rescore | None = None,
     ) -> Recommendations:
         """Like `decode`, from encoder states.
 
@@ -171,11 +184,16 @@ class Recommender(ServedModel):
         mask            bool [B, T], True = valid; other states are never read. A request without
                         any valid state gets an answer, one with states that are not finite none
         """
-        plan = self._plan(k, num_beams, temperatures, level_weights, normalisation)
+        settings = (k, num_beams, temperatures, level_weights, normalisation)
+        if rescore is not None:
+            check_rescore(rescore)
+        plan = self._plan(*settings, propose=rescore is not None)
         check_states(encoder_states, mask, self.student.spec.dim, self.device)
         excluded = exclusion_tensors(exclude, encoder_states.shape[0], self.device)
-        states = encoder_states.detach().contiguous()
-        results = plan.decode_states(states, mask.contiguous(), *excluded)
+        states, mask = encoder_states.detach().contiguous(), mask.contiguous()
+        if rescore is not None:
+            return self._rescored(plan, k, rescore, states, mask, excluded)
+        results = plan.decode_states(states, mask, *excluded)
         return Recommendations(*results, plan.snapshot.version)
 
     @traced("beam_decode")
@@ -324,12 +342,28 @@ class Recommender(ServedModel):
         self, plan: DecodePlan, ids: Tensor, mask: Tensor, excluded: Exclusion
     ) -> Results:
         """Token ids to results in as few operators as there are."""
-        encoder = self._need_encoder("decode")
         if plan.joins_encoder:
             return plan.recommend(ids.contiguous(), mask.contiguous(), *excluded)
-        states = self._encode(encoder, ids, mask)
+        return plan.decode_states(self._states(ids, mask), mask.contiguous(), *excluded)
+
+    def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What the encoder makes of token ids, checked, contiguous."""
+        states = self._encode(self._need_encoder("decode"), ids, mask)
         check_states(states, mask, self.student.spec.dim, self.device)
-        return plan.decode_states(states.detach().contiguous(), mask.contiguous(), *excluded)
+        return states.detach().contiguous()
+
+    def _rescored(
+        self,
+        plan: DecodePlan,
+        k: int,
+        rescore: Rescore,
+        states: Tensor,
+        mask: Tensor,
+        excluded: Exclusion,
+    ) -> Recommendations:
+        proposed = plan.decode_states(states, mask, *excluded)
+        results = rescored(proposed, k, rescore, states, mask)
+        return Recommendations(*results, plan.snapshot.version)
 
     @traced("encoder")
     def _encode(self, encoder: EncoderPlan, ids: Tensor, mask: Tensor) -> Tensor:

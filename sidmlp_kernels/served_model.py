@@ -184,10 +184,14 @@ class ServedModel:
         temperatures: Sequence[float] | None,
         level_weights: Sequence[float] | None,
         normalisation: str | None,
+        propose: bool = False,
     ) -> DecodePlan:
+        """For these arguments of a call; propose: for num_beams results instead of k."""
         settings = settings_of(
             self.defaults, k, num_beams, temperatures, level_weights, normalisation
         )
+        if propose:
+            settings = settings._replace(k=settings.num_beams)
         return self._current().plans.get(settings)
 
     def _need_encoder(self, method: str) -> EncoderPlan:

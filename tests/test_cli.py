@@ -85,6 +85,7 @@ class TestHelp:
             ["train-teacher", "--dim", "0"],
             ["distill", "--alpha", "2"],
             ["evaluate", "--methods", "magic"],
+            ["evaluate", "--run", "r", "--rescore", "nobody"],
         ],
     )
     def test_argparse_refuses(self, arguments, capsys):
@@ -123,6 +124,15 @@ class TestSteps:
         assert main(["evaluate", "--run", str(run), "--methods", names]) == 0
         found = json.loads((run / "evaluate.json").read_text())["quality"]
         assert found["kernel"] == pytest.approx(found["reference"], abs=1e-4)
+
+    def test_the_teacher_rescores_the_kernels_items(self, run, capsys):
+        asked = ["evaluate", "--run", str(run), "--methods", "kernel", "--rescore", "teacher"]
+        assert main([*asked, "--beams", "30"]) == 0
+        assert "rescore" in capsys.readouterr().out
+        found = json.loads((run / "evaluate.json").read_text())["quality"]
+        assert list(found) == ["kernel", "teacher", "rescore"]
+        # All 30 items are among 30 beams: the order is that of the teacher's own search.
+        assert found["rescore"] == pytest.approx(found["teacher"], abs=1e-4)
 
     def test_recommend_by_title_and_id(self, run, capsys):
         checkpoint = str(run / "student")

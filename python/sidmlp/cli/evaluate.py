@@ -7,6 +7,9 @@ place. No method may recommend what the user already had. The methods:
   teacher-unconstrained  the same without the catalogue: some answers are no item at all
   reference              the student, decoded by plain PyTorch
   kernel                 the exported student, decoded by sidmlp_kernels
+With --rescore teacher also
+  rescore                the kernel proposes as many items as there are beams, the teacher scores
+                         them in one forward and orders them
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ from .run_directory import RunDirectory, add_run_argument
 
 if TYPE_CHECKING:
     from sidmlp.evaluate import Quality, Recommend
+    from sidmlp.teacher import Teacher
 
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel")
+RESCORERS = ("teacher",)
+RESCORE = "rescore"
 DEFAULT = ("popularity", "teacher", "reference", "kernel")
 
 
@@ -48,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--beams", type=positive, default=50, help="candidates kept per level")
     add("--users", type=positive, metavar="N", help="a random sample of users (default: all)")
     add("--split", choices=("test", "validation"), default="test", help="which held-out item")
+    add(
+        "--rescore",
+        choices=RESCORERS,
+        help="measure its order of the kernel's items, beside both alone (default: nobody's)",
+    )
     add("--seed", type=int, default=0, help="start of all random numbers")
 
 
@@ -57,9 +68,11 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.evaluate import format_table
 
     directory = RunDirectory(options.run)
-    found = measure(
-        directory, options.methods, options.beams, options.split, options.users, options.seed
-    )
+    names = options.methods
+    if options.rescore:
+        names += tuple(name for name in ("teacher", "kernel") if name not in names)
+        names += (RESCORE,)
+    found = measure(directory, names, options.beams, options.split, options.users, options.seed)
     write_json(
         directory.path / "evaluate.json",
         {"split": options.split, "beams": options.beams, "quality": found},
@@ -111,6 +124,9 @@ def measure(
             recommend = kernel_recommend(directory, beams)
             return Quality.of(by_callable(recommend, questions), questions.targets), ""
         teacher, (codes, _) = load_teacher(directory), load_codes(directory)
+        if name == RESCORE:
+            recommend = kernel_recommend(directory, beams, rescore_by=teacher)
+            return Quality.of(by_callable(recommend, questions), questions.targets), ""
         if name == "reference":
             student = load_student(directory)
             features = encoder_features(teacher, codes, questions)
@@ -129,23 +145,33 @@ def measure(
     return answers
 
 
-def kernel_recommend(directory: RunDirectory, beams: int) -> Recommend:
-    """The exported student behind sidmlp_kernels, in dense item indices."""
+def kernel_recommend(
+    directory: RunDirectory, beams: int, rescore_by: Teacher | None = None
+) -> Recommend:
+    """The exported student behind sidmlp_kernels, in dense item indices.
+
+    rescore_by: the teacher whose encoder the student reads, to order the student's items.
+    """
     import numpy as np
     import torch
 
     import sidmlp_kernels
+    from sidmlp.teacher import CandidateScorer
 
     from .artifacts import load_data
 
     exported = directory.require("export")
     model = sidmlp_kernels.load(exported["directory"])
+    rescore = None
+    if rescore_by is not None:
+        rescore = CandidateScorer(rescore_by.to(model.device).eval())
     ids = load_data(directory).item_ids
     order = np.argsort(ids)
 
     def recommend(histories: list[np.ndarray], exclude: list[np.ndarray], k: int) -> torch.Tensor:
         batch = model.batch([ids[history] for history in histories])
-        found = model.decode(batch, k=k, num_beams=beams, exclude=[ids[items] for items in exclude])
+        seen = [ids[items] for items in exclude]
+        found = model.decode(batch, k=k, num_beams=beams, exclude=seen, rescore=rescore)
         items = found.items.cpu().numpy()
         dense = order[np.searchsorted(ids, np.maximum(items, ids.min()), sorter=order)]
         return torch.from_numpy(np.where(items < 0, -1, dense))

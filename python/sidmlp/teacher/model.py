@@ -102,6 +102,46 @@ class Teacher(nn.Module):
             )
         ]
 
+    # -- as a sidmlp.teacher.scoring.CandidateModel
+
+    @property
+    def codes_per_level(self) -> tuple[int, ...]:
+        """C_1 .. C_L."""
+        return self.tokens.codes_per_level
+
+    def code_logits(self, states: Tensor, mask: Tensor, codes: Tensor) -> list[Tensor]:
+        """Log-probabilities over the whole vocabulary, as beam_search adds them: a list of
+        [B, N, C_l], in the teacher's dtype.
+
+        states [B, T, dim] of any floating dtype, mask bool [B, T], codes int64 [B, N, L]. Raises
+        ValueError in training mode and for states that are not the teacher's.
+        """
+        if self.training:
+            raise ValueError(
+                "teacher: expected evaluation mode, got training mode; call teacher.eval() before "
+                "it scores"
+            )
+        weight = self.t5.shared.weight
+        if states.shape[-1] != self.config.dim or states.device != weight.device:
+            raise ValueError(
+                f"states: expected width {self.config.dim} on {weight.device}, the teacher's, got "
+                f"{states.shape[-1]} on {states.device}; move the teacher to the student's device, "
+                f"and score with CandidateScorer.of_requests where the student has another encoder"
+            )
+        logits = self.decoder_logits(states.to(weight.dtype), mask, codes)
+        return self.level_logits(logits.log_softmax(-1))
+
+    def forward_bytes(self, users: int, candidates: int, tokens: int) -> int:
+        """Bound of what ``code_logits`` holds at a time, with room for two of each intermediate."""
+        config, levels = self.config, self.tokens.num_levels
+        width = config.num_heads * config.head_dim
+        kept = 2 * width * config.num_layers  # keys and values of every layer
+        position = kept + 6 * (width + config.dim) + 3 * config.ffn_dim + 3 * self.tokens.vocab_size
+        position += 3 * config.num_heads * (levels + tokens)  # scores of both attentions
+        user = tokens * (kept + 2 * config.dim)
+        size = self.t5.shared.weight.element_size()
+        return size * users * (user + candidates * levels * position)
+
     def code_embeddings(self) -> list[Tensor]:
         """Embedding rows of every level's codes, a list of [C_l, dim]."""
         spec = self.tokens
