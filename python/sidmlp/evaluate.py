@@ -14,7 +14,7 @@ from sidmlp.distill import recommend as recommend_by_student
 from sidmlp.metrics import ndcg_at_k, recall_at_k
 from sidmlp.progress import bar
 from sidmlp.student import Student
-from sidmlp.teacher import PrefixTable, SearchResult, Teacher
+from sidmlp.teacher import Distillable, GenerativeTeacher, PrefixTable, SearchResult
 from sidmlp.teacher.train import batches, histories
 from sidmlp.teacher.train import recommend as recommend_by_teacher
 from sidmlp.training.features import Features, compute_features
@@ -82,7 +82,7 @@ def by_popularity(data: Interactions, split: Split, questions: Questions, k: int
 
 
 def by_teacher(
-    teacher: Teacher,
+    teacher: GenerativeTeacher,
     codes: np.ndarray,
     questions: Questions,
     *,
@@ -121,8 +121,8 @@ def by_reference(
     )
 
 
-def encoder_features(teacher: Teacher, codes: np.ndarray, questions: Questions) -> Features:
-    """The teacher's encoder states of every question, in full precision."""
+def encoder_features(teacher: Distillable, codes: np.ndarray, questions: Questions) -> Features:
+    """The states of every question, in full precision."""
     return compute_features(teacher, questions.examples, codes, dtype="float32")
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import positive
@@ -23,7 +24,8 @@ from .run_directory import RunDirectory, add_run_argument
 
 if TYPE_CHECKING:
     from sidmlp.evaluate import Quality, Recommend
-    from sidmlp.teacher import Teacher
+    from sidmlp.teacher import GenerativeTeacher
+    from sidmlp.teacher.scoring import Score
 
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel")
 RESCORERS = ("teacher",)
@@ -146,31 +148,35 @@ def measure(
 
 
 def kernel_recommend(
-    directory: RunDirectory, beams: int, rescore_by: Teacher | None = None
+    directory: RunDirectory, beams: int, rescore_by: GenerativeTeacher | None = None
 ) -> Recommend:
     """The exported student behind sidmlp_kernels, in dense item indices.
 
-    rescore_by: the teacher whose encoder the student reads, to order the student's items.
+    rescore_by: the teacher that the student was distilled from, to order the student's items.
     """
     import numpy as np
     import torch
 
-    import sidmlp_kernels
-    from sidmlp.teacher import CandidateScorer
+    from sidmlp.teacher import CandidateModel, CandidateScorer
 
-    from .artifacts import load_data
+    from .artifacts import encoder_kind, load_data, load_served
 
-    exported = directory.require("export")
-    model = sidmlp_kernels.load(exported["directory"])
-    rescore = None
+    checkpoint = Path(directory.require("export")["directory"])
+    model = load_served(checkpoint, directory)
+    scorer, from_states = None, False
     if rescore_by is not None:
-        rescore = CandidateScorer(rescore_by.to(model.device).eval())
+        scorer = CandidateScorer(rescore_by.to(model.device).eval())
+        # The states are the teacher's own only where the checkpoint has the teacher's encoder.
+        from_states = isinstance(rescore_by, CandidateModel) and encoder_kind(checkpoint) == "t5"
     ids = load_data(directory).item_ids
     order = np.argsort(ids)
 
     def recommend(histories: list[np.ndarray], exclude: list[np.ndarray], k: int) -> torch.Tensor:
         batch = model.batch([ids[history] for history in histories])
         seen = [ids[items] for items in exclude]
+        rescore: Score | None = scorer
+        if scorer is not None and not from_states:
+            rescore = scorer.of_requests(batch.ids, batch.mask)
         found = model.decode(batch, k=k, num_beams=beams, exclude=seen, rescore=rescore)
         items = found.items.cpu().numpy()
         dense = order[np.searchsorted(ids, np.maximum(items, ids.min()), sorter=order)]

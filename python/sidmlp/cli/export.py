@@ -1,6 +1,8 @@
 """Write the student as a directory that `sidmlp_kernels.load` reads.
 
-It holds the student, the teacher's encoder, the items' codes and, for printing, their titles.
+It holds the student, the teacher's encoder, the items' codes and, for printing, their titles. Of a
+decoder-only teacher (qwen3, llama) there is no encoder that a checkpoint can hold: its student is
+loaded with `sidmlp_kernels.load(DIR, encoder=teacher.encode)`, or decodes from states.
 """
 
 from __future__ import annotations
@@ -32,13 +34,15 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.data.files import write_json
     from sidmlp.encoder_assets import t5_encoder_assets
     from sidmlp.export import export_checkpoint
+    from sidmlp.teacher import Teacher
 
     from .artifacts import load_codes, load_data, load_student, load_teacher
 
     directory = RunDirectory(options.run)
     fingerprint = directory.require("distill")["fingerprint"]
     data, (codes, tokens) = load_data(directory), load_codes(directory)
-    encoder_config, encoder_weights = t5_encoder_assets(load_teacher(directory).t5)
+    teacher = load_teacher(directory)
+    assets = t5_encoder_assets(teacher.t5) if isinstance(teacher, Teacher) else (None, None)
     target = options.out or directory.checkpoint
     export_checkpoint(
         target,
@@ -46,12 +50,19 @@ def run(options: argparse.Namespace) -> None:
         codes,
         data.item_ids,
         tokens=tokens.as_dict(),
-        encoder_config=encoder_config,
-        encoder_state_dict=encoder_weights,
+        encoder_config=assets[0],
+        encoder_state_dict=assets[1],
         decode={"num_beams": options.beams},
     )
     if data.titles is not None or data.item_names is not None:
         titles = {str(data.item_ids[item]): data.title(item) for item in range(data.num_items)}
         write_json(target / TITLES, titles)
     directory.finish("export", fingerprint, directory=str(target))
-    print(f"exported to {target}; load it with sidmlp_kernels.load({str(target)!r})")
+    if assets[0] is not None:
+        print(f"exported to {target}; load it with sidmlp_kernels.load({str(target)!r})")
+    else:
+        print(
+            f"exported to {target}, without an encoder, as the teacher is decoder-only: load it "
+            f"with sidmlp_kernels.load({str(target)!r}, encoder=teacher.encode) and teacher = "
+            f"sidmlp.teacher.read_teacher({str(directory.teacher)!r})"
+        )

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decoder import DecoderState
-from .model import Teacher
+from .generative import GenerativeTeacher, SequenceState
 
 
 class PrefixTable:
@@ -40,6 +39,13 @@ class PrefixTable:
         self.leaf_items = torch.from_numpy(order)
         sizes = np.bincount(parent, minlength=nodes)
         self.leaf_begin = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]))
+        self._copies: dict[torch.device, list[Tensor]] = {}
+
+    def children_on(self, device: torch.device) -> list[Tensor]:
+        """``children`` on a device; copied once."""
+        if device not in self._copies:
+            self._copies[device] = [rows.to(device) for rows in self.children]
+        return self._copies[device]
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class SearchResult:
 
 @torch.no_grad()
 def beam_search(
-    teacher: Teacher,
+    teacher: GenerativeTeacher,
     ids: Tensor,
     mask: Tensor,
     table: PrefixTable,
@@ -68,7 +74,7 @@ def beam_search(
     constrained: bool = True,
     exclude: list[np.ndarray] | None = None,
 ) -> SearchResult:
-    """The k best items for token ids int64 [B, T], mask bool [B, T].
+    """The k best items for token ids int64 [B, T], mask bool [B, T], on the teacher's device.
 
     score = sum over l of log softmax_vocab(decoder logits)[token of c_l]. constrained: only
     prefixes of items are followed; otherwise every token may follow (padding, end and user tokens
@@ -76,43 +82,45 @@ def beam_search(
     dropped at the end and counted. exclude: dense item indices per request never to return,
     removed before the last cut (constrained) or from the answer (unconstrained). Equal scores
     keep the higher-ranked parent, then the lower token. Several items on one leaf share its score.
-    Raises ValueError unless 1 <= k <= num_beams.
+    The answer is on the CPU. Raises ValueError unless 1 <= k <= num_beams.
     """
     if not 1 <= k <= num_beams:
         raise ValueError(f"k must be between 1 and num_beams ({num_beams}), got {k}")
     training = teacher.training
     teacher.eval()
     try:
-        state = DecoderState(teacher, teacher.encode(ids, mask), mask)
+        state = teacher.begin(ids, mask)
         run = _constrained if constrained else _unconstrained
-        leaves, scores, invalid = run(teacher, state, table, num_beams, len(ids), exclude)
+        children = table.children_on(ids.device)
+        leaves, scores, invalid = run(teacher, state, table, children, num_beams, exclude)
     finally:
         teacher.train(training)
-    return _emit(leaves, scores, invalid, table, k, exclude)
+    return _emit(leaves.cpu(), scores.cpu(), invalid.cpu(), table, k, exclude)
 
 
 def _constrained(
-    teacher: Teacher,
-    state: DecoderState,
+    teacher: GenerativeTeacher,
+    state: SequenceState,
     table: PrefixTable,
+    children_of: list[Tensor],
     num_beams: int,
-    users: int,
     exclude: list[np.ndarray] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     spec = teacher.tokens
-    nodes = torch.zeros(users, 1, dtype=torch.int64)
-    scores = torch.zeros(users, 1)
-    tokens = torch.full((users, 1), spec.pad_id)
+    users, device = len(state.states), state.states.device
+    nodes = torch.zeros(users, 1, dtype=torch.int64, device=device)
+    scores = torch.zeros(users, 1, device=device)
+    tokens = torch.full((users, 1), spec.pad_id, device=device)
     for level, count in enumerate(spec.codes_per_level):
         start = spec.code_offsets[level]
         log_probs = state.feed(tokens[..., None])[:, :, 0].log_softmax(-1)[
             ..., start : start + count
         ]
-        children = table.children[level][nodes]  # [users, beams, count]
+        children = children_of[level][nodes]  # [users, beams, count]
         # A dead beam keeps node 0 and the score -inf, so that nothing below it can win.
         candidates = (scores[..., None] + log_probs).masked_fill(children < 0, -torch.inf)
         if exclude is not None and level == spec.num_levels - 1:
-            gone = torch.stack([_all_excluded(table, items) for items in exclude])
+            gone = torch.stack([_all_excluded(table, items) for items in exclude]).to(device)
             lost = gone.gather(1, children.clamp(min=0).flatten(1)).view_as(children)
             candidates = candidates.masked_fill(lost, -torch.inf)
         scores, chosen = _best(candidates.flatten(1), num_beams)
@@ -121,21 +129,23 @@ def _constrained(
         state.reorder(parents)
         tokens = code + start
     leaves = nodes.masked_fill(scores == -torch.inf, -1)
-    return leaves, scores, torch.zeros(users, dtype=torch.int64)
+    return leaves, scores, torch.zeros(users, dtype=torch.int64, device=device)
 
 
 def _unconstrained(
-    teacher: Teacher,
-    state: DecoderState,
+    teacher: GenerativeTeacher,
+    state: SequenceState,
     table: PrefixTable,
+    children_of: list[Tensor],
     num_beams: int,
-    users: int,
     exclude: list[np.ndarray] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     spec = teacher.tokens
-    nodes = torch.zeros(users, 1, dtype=torch.int64)  # -1: the prefix has left the catalogue
-    scores = torch.zeros(users, 1)
-    tokens = torch.full((users, 1), spec.pad_id)
+    users, device = len(state.states), state.states.device
+    # -1: the prefix has left the catalogue
+    nodes = torch.zeros(users, 1, dtype=torch.int64, device=device)
+    scores = torch.zeros(users, 1, device=device)
+    tokens = torch.full((users, 1), spec.pad_id, device=device)
     for level, count in enumerate(spec.codes_per_level):
         start = spec.code_offsets[level]
         log_probs = state.feed(tokens[..., None])[:, :, 0].log_softmax(-1)
@@ -144,7 +154,7 @@ def _unconstrained(
         parents, tokens = chosen // vocabulary, chosen % vocabulary
         above, code = nodes.gather(1, parents), tokens - start
         inside = (above >= 0) & (code >= 0) & (code < count)
-        below = table.children[level][above.clamp(min=0), code.clamp(0, count - 1)]
+        below = children_of[level][above.clamp(min=0), code.clamp(0, count - 1)]
         nodes = torch.where(inside, below, -1)
         state.reorder(parents)
     invalid = (nodes < 0).sum(1)

@@ -15,7 +15,8 @@ from torch import Tensor
 from sidmlp.data import Examples
 from sidmlp.data.files import read_json, write_json
 from sidmlp.progress import bar
-from sidmlp.teacher import Teacher
+from sidmlp.teacher import Distillable
+from sidmlp.teacher.distillable import check_distillable, frozen, taught
 
 ARRAYS = ("states", "token_offsets", "logits", "codes")
 DTYPES = {"float32": np.float32, "float16": np.float16}
@@ -53,9 +54,8 @@ class Features:
         return torch.from_numpy(self.logits[index].astype(np.float32))
 
 
-@torch.no_grad()
 def compute_features(
-    teacher: Teacher,
+    teacher: Distillable,
     examples: Examples,
     item_codes: np.ndarray,
     *,
@@ -72,6 +72,7 @@ def compute_features(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_distillable(teacher)
     key = {"fingerprint": fingerprint, "examples": len(examples), "dtype": dtype}
     if directory is not None and _is_complete(directory, key):
         return _load(directory)
@@ -79,7 +80,7 @@ def compute_features(
     sizes = np.minimum(examples.targets - examples.starts, spec.max_items)
     offsets = np.concatenate([[0], np.cumsum(2 + sizes * spec.num_levels)])
     shapes = {
-        "states": (int(offsets[-1]), teacher.config.dim),
+        "states": (int(offsets[-1]), teacher.dim),
         "logits": (len(examples), sum(spec.codes_per_level)),
     }
     features = Features(
@@ -87,18 +88,16 @@ def compute_features(
         codes=item_codes[examples.target_items()],
         **{name: _allocate(directory, name, shape, dtype) for name, shape in shapes.items()},
     )
-    training = teacher.training
-    teacher.eval()
     batches = range(0, len(examples), batch_size)
-    for begin in bar(batches, "teacher features", progress):
-        end = min(begin + batch_size, len(examples))
-        ids, mask = spec.batch_examples(examples.take(np.arange(begin, end)), item_codes)
-        states = teacher.encode(ids, mask)
-        codes = torch.from_numpy(features.codes[begin:end])
-        logits = teacher.decoder_logits(states, mask, codes[:, None])[:, 0]
-        features.states[offsets[begin] : offsets[end]] = states[mask].numpy()
-        features.logits[begin:end] = torch.cat(teacher.level_logits(logits), dim=1).numpy()
-    teacher.train(training)
+    with frozen(teacher):
+        for begin in bar(batches, "teacher features", progress):
+            end = min(begin + batch_size, len(examples))
+            ids, mask = spec.batch_examples(examples.take(np.arange(begin, end)), item_codes)
+            codes = torch.from_numpy(features.codes[begin:end])
+            states, logits = taught(teacher, ids, mask, codes[:, None])
+            # Half-precision teachers are stored as float32 or float16, too: numpy has no bfloat16.
+            features.states[offsets[begin] : offsets[end]] = states.float().cpu()[mask].numpy()
+            features.logits[begin:end] = torch.cat(logits, dim=2)[:, 0].float().cpu().numpy()
     if directory is not None:
         np.save(directory / "token_offsets.npy", features.token_offsets)
         np.save(directory / "codes.npy", features.codes)
