@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from sidmlp.data import TokenSpec
 
-from .causal_state import CausalState
+from .causal_state import CausalState, Layer, history_layer
 from .generative import GenerativeTeacher
 
 CAUSAL_BACKBONES: dict[str, tuple[Any, Any]] = {
@@ -100,6 +101,12 @@ class CausalTeacher(GenerativeTeacher):
             )
         )
 
+        self.read_layer: Layer = history_layer  # in training
+
+    def compile_training(self) -> None:
+        """Training goes through torch.compile from now on: the layers that read the history."""
+        self.read_layer = torch.compile(history_layer, dynamic=False)
+
     def begin(self, ids: Tensor, mask: Tensor) -> CausalState:
         """Reads token ids int64 [B, T] where mask, bool [B, T], is True; any mask is legal."""
         return CausalState(self, ids, mask)
@@ -109,14 +116,15 @@ class CausalTeacher(GenerativeTeacher):
         return self.model.model.embed_tokens
 
     def forward_bytes(self, users: int, candidates: int, tokens: int) -> int:
-        """Bound of what ``request_logits`` holds at a time: the history's keys, values and
-        attention, and for every position of a candidate all that a layer makes of it."""
+        """Bound of what ``request_logits`` holds at a time: the keys and values of the histories,
+        and beside them first what a layer makes of these, then of the candidates' positions."""
         config, levels = self.config, self.tokens.num_levels
         width, shared = config.num_heads * config.head_dim, config.kv_heads * config.head_dim
         kept = 2 * shared * config.num_layers  # keys and values of every layer
         work = 6 * (width + config.dim) + 4 * shared + 4 * config.ffn_dim
-        history = tokens * (kept + work + 3 * config.num_heads * tokens)
+        # The scores of all pairs of tokens, where attention is not fused.
+        history = tokens * (work + 2 * (config.num_heads + 1) * tokens)
         position = kept + work + 3 * self.tokens.vocab_size
         position += 4 * config.num_heads * (levels + tokens)
-        size = self.token_embedding().weight.element_size()
-        return size * users * (history + candidates * levels * position)
+        most = tokens * (kept + config.dim) + max(history, candidates * levels * position)
+        return self.token_embedding().weight.element_size() * users * most

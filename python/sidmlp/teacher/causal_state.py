@@ -9,6 +9,7 @@ Positions count valid tokens, so padding on either side, or in between, changes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,32 @@ if TYPE_CHECKING:
     from .causal import CausalTeacher
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines
+# See ``history_layer``.
+Layer = Callable[[Any, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+
+
+def history_layer(
+    layer: Any, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor, dropout: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer over histories: x [B, T, dim] -> x, and keys and values [B, kv_heads, T, head_dim].
+
+    cos, sin: [B, T, head_dim] of the positions; visible: bool [B, 1, query, key]; dropout: 0
+    outside training. A function of tensors, to be compiled once for all layers.
+    """
+    query, keys, values = (part.transpose(1, 2) for part in _projected(layer, x))
+    query, keys = (_rotated(part, cos[:, None], sin[:, None]) for part in (query, keys))
+    mixed = functional.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=visible,
+        dropout_p=dropout,
+        enable_gqa=keys.shape[1] < query.shape[1],
+    )
+    mixed = layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+    x = x + functional.dropout(mixed, dropout)
+    fed = layer.mlp(layer.post_attention_layernorm(x))
+    return x + functional.dropout(fed, dropout), keys, values
 
 
 class CausalState:
@@ -44,9 +71,11 @@ class CausalState:
         visible = (causal & mask[:, None] | itself)[:, None]  # [users, 1, query, key]
         rotation = self._rotation((mask.cumsum(1) - 1).clamp(min=0))
         x = self._dropout(self.backbone.embed_tokens(ids.masked_fill(~mask, teacher.tokens.pad_id)))
+        dropout = teacher.config.dropout if teacher.training else 0.0
+        read_layer = teacher.read_layer if teacher.training else history_layer
         for layer in self.backbone.layers:
-            x = x + self._dropout(self._history_attention(layer, x, rotation, visible))
-            x = x + self._dropout(layer.mlp(layer.post_attention_layernorm(x)))
+            x, keys, values = read_layer(layer, x, *rotation, visible, dropout)
+            self.read.append((keys, values))
         self.states = self._dropout(self.backbone.norm(x))
 
     def reorder(self, parents: Tensor) -> None:
@@ -73,27 +102,9 @@ class CausalState:
             x = x + self._dropout(layer.mlp(layer.post_attention_layernorm(x)))
         return self.teacher.model.lm_head(self._dropout(self.backbone.norm(x)))
 
-    def _history_attention(
-        self, layer: Any, x: Tensor, rotation: Rotation, visible: Tensor
-    ) -> Tensor:
-        cos, sin = (part[:, None] for part in rotation)  # [users, 1, T, head_dim]
-        query, keys, values = (part.transpose(1, 2) for part in self._projected(layer, x))
-        query, keys = _rotated(query, cos, sin), _rotated(keys, cos, sin)
-        self.read.append((keys, values))
-        config = self.teacher.config
-        mixed = functional.scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            attn_mask=visible,
-            dropout_p=config.dropout if self.teacher.training else 0.0,
-            enable_gqa=config.kv_heads < config.num_heads,
-        )
-        return layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
-
     def _sequence_attention(self, number: int, layer: Any, x: Tensor, rotation: Rotation) -> Tensor:
         cos, sin = (part[:, None, :, None] for part in rotation)  # [users, 1, n, 1, head_dim]
-        query, keys, values = self._projected(layer, x)  # [users, sequences, n, heads, head_dim]
+        query, keys, values = _projected(layer, x)  # [users, sequences, n, heads, head_dim]
         query, keys = _rotated(query, cos, sin), _rotated(keys, cos, sin)
         keys, values = (part.permute(0, 3, 1, 2, 4) for part in (keys, values))
         if number < len(self.own):
@@ -127,17 +138,6 @@ class CausalState:
         mixed = mixed + (weights[..., tokens:].flatten(3, 4) @ values).view(*shape, -1)
         return layer.self_attn.o_proj(mixed.permute(0, 2, 4, 1, 3, 5).flatten(3))
 
-    def _projected(self, layer: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x [.., dim], each [.., heads or kv_heads, head_dim]."""
-        attention, normed = layer.self_attn, layer.input_layernorm(x)
-        query, keys, values = (
-            projection(normed).unflatten(-1, (-1, self.teacher.config.head_dim))
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        if hasattr(attention, "q_norm"):  # Qwen3 has them, Llama has not
-            query, keys = attention.q_norm(query), attention.k_norm(keys)
-        return query, keys, values
-
     def _rotation(self, positions: Tensor) -> Rotation:
         """Of positions int64 [users, n]: cosines and sines, each [users, n, head_dim]."""
         return self.backbone.rotary_emb(self.backbone.embed_tokens.weight, positions)
@@ -150,3 +150,15 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding: the halves of the last axis are the two coordinates of each rotation."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _projected(layer: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of x [.., dim], each [.., heads or kv_heads, head_dim]."""
+    attention, normed = layer.self_attn, layer.input_layernorm(x)
+    query, keys, values = (
+        projection(normed).unflatten(-1, (-1, attention.head_dim))
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if hasattr(attention, "q_norm"):  # Qwen3 has them, Llama has not
+        query, keys = attention.q_norm(query), attention.k_norm(keys)
+    return query, keys, values

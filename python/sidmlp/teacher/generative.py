@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from sidmlp.data import TokenSpec
 
+IGNORED = -100  # no token
+
 
 class SequenceState(Protocol):
     """A batch of users' histories, read once, and the sequences that continue each of them."""
@@ -46,6 +48,10 @@ class GenerativeTeacher(nn.Module):
 
     def begin(self, ids: Tensor, mask: Tensor) -> SequenceState:
         """Reads token ids int64 [B, T] where mask, bool [B, T], is True; any mask is legal."""
+        raise NotImplementedError
+
+    def compile_training(self) -> None:
+        """Training goes through torch.compile from now on: the layers that read the history."""
         raise NotImplementedError
 
     def token_embedding(self) -> nn.Embedding:
@@ -83,9 +89,13 @@ class GenerativeTeacher(nn.Module):
         ids, mask: [B, T] histories; codes: int64 [B, N, L], the targets of each history, of which
         those count where real, bool [B, N], is True.
         """
-        logits = self.begin(ids, mask).feed(self.forced_tokens(codes))[real]
-        wanted = (codes + self.offsets)[real]
-        return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        logits = self.begin(ids, mask).feed(self.forced_tokens(codes))
+        # Ignored rather than left out, so that no shape depends on values.
+        wanted = (codes + self.offsets).masked_fill(~real[..., None], IGNORED)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 2).to(exact), wanted.flatten(), ignore_index=IGNORED
+        )
 
     def teacher_forced(
         self, ids: Tensor, mask: Tensor, codes: Tensor
