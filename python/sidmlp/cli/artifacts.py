@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from sidmlp.teacher import GenerativeTeacher, read_teacher, write_teacher
 from sidmlp.training import load_tensors, save_tensors
 
 from .run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from sidmlp_kernels import Recommender
 
 
 def load_data(run: RunDirectory) -> Interactions:
@@ -83,8 +80,8 @@ def encoder_kind(checkpoint: Path) -> str | None:
     return None if encoder is None else str(encoder["kind"])
 
 
-def load_served(checkpoint: Path, run: RunDirectory | None, **options: Any) -> Recommender:
-    """An exported student behind sidmlp_kernels; options: of ``sidmlp_kernels.load``.
+def load_served(checkpoint: Path, run: RunDirectory | None, **options: Any) -> Any:
+    """A Recommender of sidmlp_kernels that serves an exported student; options: of ``sidmlp_kernels.load``.
 
     Where the checkpoint holds no encoder, the teacher of ``run`` reads the histories; ValueError
     without a run.
