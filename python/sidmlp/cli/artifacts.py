@@ -81,7 +81,7 @@ def encoder_kind(checkpoint: Path) -> str | None:
 
 
 def load_served(checkpoint: Path, run: RunDirectory | None, **options: Any) -> Any:
-    """A Recommender of sidmlp_kernels that serves an exported student; options: of ``sidmlp_kernels.load``.
+    """A Recommender that serves an exported student; options: of ``sidmlp_kernels.load``.
 
     Where the checkpoint holds no encoder, the teacher of ``run`` reads the histories; ValueError
     without a run.
