@@ -26,7 +26,7 @@ from sidmlp.progress import bar
 from sidmlp.student import Student, StudentConfig
 from sidmlp.teacher import Teacher
 from sidmlp.teacher.train import batches, histories
-from sidmlp.training import LoopOptions, TrainingResult, train
+from sidmlp.training import Log, LoopOptions, TrainingResult, train
 from sidmlp.training.features import Features, compute_features
 from sidmlp.trie import Trie
 
@@ -124,6 +124,7 @@ def distill(
     state_file: Path | None = None,
     fingerprint: str = "",
     progress: bool = True,
+    log: Log | None = None,
 ) -> TrainingResult:
     """Trains the student in place; the weights of the best validation NDCG@10 stay.
 
@@ -174,6 +175,7 @@ def distill(
         state_file=state_file,
         fingerprint=f"{fingerprint} {options} {student.config}",
         progress=progress,
+        log=log,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from sidmlp.data import Examples, Split
 from sidmlp.metrics import ndcg_at_k
 from sidmlp.progress import bar
-from sidmlp.training import LoopOptions, TrainingResult, train
+from sidmlp.training import Log, LoopOptions, TrainingResult, train
 
 from .model import Teacher
 from .search import PrefixTable, SearchResult, beam_search
@@ -29,6 +29,7 @@ def train_teacher(
     state_file: Path | None = None,
     fingerprint: str = "",
     progress: bool = True,
+    log: Log | None = None,
 ) -> TrainingResult:
     """Trains in place on all training examples; the best validation's weights stay.
 
@@ -67,6 +68,7 @@ def train_teacher(
         state_file=state_file,
         fingerprint=f"{fingerprint} {teacher.config} targets={targets_per_history}",
         progress=progress,
+        log=log,
     )
 
 

@@ -1,9 +1,10 @@
 """What every training has in common: batches, schedule, checkpoints, resuming, early stopping."""
 
-from .loop import LoopOptions, TrainingFailed, TrainingResult, train
+from .loop import Log, LoopOptions, TrainingFailed, TrainingResult, train
 from .states import load_tensors, save_tensors, seed_everything
 
 __all__ = [
+    "Log",
     "LoopOptions",
     "TrainingFailed",
     "TrainingResult",

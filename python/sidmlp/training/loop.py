@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ from sidmlp.progress import bar
 from .states import load_tensors, save_tensors, seed_everything
 
 logger = logging.getLogger(__name__)
+
+# Called after every epoch with numbers by name.
+Log = Callable[[dict[str, float]], None]
 
 
 class TrainingFailed(ValueError):
@@ -83,13 +87,16 @@ def train(
     state_file: Path | None = None,
     fingerprint: str = "",
     progress: bool = True,
+    log: Log | None = None,
 ) -> TrainingResult:
     """Trains ``model`` in place and leaves the weights of the best validation in it.
 
     loss_of: scalar loss of the examples at the given indices, int64 [<= batch_size].
     validate: a score, higher is better; it is called in evaluation mode without gradients.
     state_file: resumed from when it exists, written after every epoch. fingerprint names the data
-    and model; a state file with another one, or other options, is refused.
+    and model; a state file with another one, or other options, is refused. log: called after every
+    epoch with its number ``epoch``, mean ``loss``, last ``learning_rate``, mean ``gradient_norm``
+    before clipping, ``seconds`` with validation, and ``score`` where it was validated.
     Raises TrainingFailed when the loss is not finite.
     """
     if num_examples < 1:
@@ -123,7 +130,8 @@ def train(
         # The order depends on seed and epoch alone, so resuming needs no memory of earlier ones.
         order = np.random.default_rng([options.seed, epoch]).permutation(num_examples)[:per_epoch]
         model.train()
-        total = 0.0
+        total = norm = 0.0
+        begun = time.perf_counter()
         batches = range(0, per_epoch, options.batch_size)
         label = f"{name} epoch {epoch}/{options.epochs}"
         with bar(batches, label, progress) as steps_bar:
@@ -135,7 +143,8 @@ def train(
                     raise TrainingFailed(_not_finite(name, epoch, value, state_file))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                nn.utils.clip_grad_norm_(parameters, options.clip_norm)
+                norm += float(nn.utils.clip_grad_norm_(parameters, options.clip_norm))
+                rate = schedule.get_last_lr()[0]
                 optimizer.step()
                 schedule.step()
                 total += value * len(batch)
@@ -154,6 +163,10 @@ def train(
         result.history.append(record)
         if progress:
             logger.info(_line(label, record))
+        if log is not None:
+            seconds = time.perf_counter() - begun
+            facts = {"learning_rate": rate, "gradient_norm": norm / len(batches)}
+            log({**record, **facts, "seconds": seconds})
         if state_file is not None:
             save_tensors(
                 state_file,
