@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 PRECISIONS = ("fp32", "bf16")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Execution:
     torch.compile. Raises ValueError for a device that is not here.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     precision: str = "fp32"
     compile: bool = False
 

@@ -99,7 +99,7 @@ def train(
     progress: bool = True,
     log: Log | None = None,
 ) -> TrainingResult:
-    """Trains ``model`` in place, on its device, and leaves the weights of the best validation in it.
+    """Trains ``model`` in place and leaves the weights of the best validation in it.
 
     loss_of: (longest, *inputs) -> scalar mean loss of a batch. By default the only input is the
     index of the examples, int64 [<= batch_size] on the device, -1 where the batch has none: those
