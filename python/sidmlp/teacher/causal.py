@@ -105,7 +105,7 @@ class CausalTeacher(GenerativeTeacher):
 
     def compile_training(self) -> None:
         """Training goes through torch.compile from now on: the layers that read the history."""
-        self.read_layer = torch.compile(history_layer, dynamic=False)
+        self.read_layer = torch.compile(history_layer, dynamic=False, fullgraph=True)
 
     def begin(self, ids: Tensor, mask: Tensor) -> CausalState:
         """Reads token ids int64 [B, T] where mask, bool [B, T], is True; any mask is legal."""

@@ -83,6 +83,12 @@ def device_of(model: object) -> torch.device:
     return torch.device("cpu")
 
 
+def place(model: object, device: torch.device) -> None:
+    """Moves an ``nn.Module``; anything else stays where its ``device`` says."""
+    if isinstance(model, nn.Module):
+        model.to(device)
+
+
 @contextmanager
 def frozen(model: object) -> Iterator[None]:
     """Evaluation mode and no gradients for a while, of whatever is an ``nn.Module``."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from sidmlp.data import TokenSpec
 
 from .decoder import DecoderState
+from .encoder import Layer, encoder_layer, encoder_states
 from .generative import GenerativeTeacher
 
 
@@ -60,10 +62,17 @@ class Teacher(GenerativeTeacher):
                 use_cache=False,
             )
         )
+        self._compiled_layer: Layer = encoder_layer
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encoder states [B, T, dim] of token ids int64 [B, T] and mask bool [B, T]."""
-        return self.t5.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        dropout = self.config.dropout if self.training else 0.0
+        layer = self._compiled_layer if self.training else encoder_layer
+        return encoder_states(self.t5.encoder, ids, mask, dropout, layer)
+
+    def compile_training(self) -> None:
+        """Training goes through torch.compile from now on: the encoder, where its time goes."""
+        self._compiled_layer = torch.compile(encoder_layer, dynamic=False, fullgraph=True)
 
     def begin(self, ids: Tensor, mask: Tensor) -> DecoderState:
         """Encodes token ids int64 [B, T] where mask, bool [B, T], is True."""
