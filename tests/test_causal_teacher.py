@@ -29,7 +29,7 @@ from sidmlp.teacher import (
     write_teacher,
 )
 from sidmlp.teacher.train import train_teacher
-from sidmlp.training import LoopOptions, load_tensors, save_tensors
+from sidmlp.training import Execution, LoopOptions, load_tensors, save_tensors
 
 SIZES = (4, 3, 3)
 TOKENS = TokenSpec.for_codes(SIZES, max_items=4)
@@ -281,6 +281,16 @@ class TestBeamSearch:
         narrow = beam_search(teacher, ids, mask, table, k=4, num_beams=4, constrained=False)
         assert (narrow.invalid + (narrow.items >= 0).sum(1) >= 4).all()
 
+    @pytest.mark.parametrize("backbone", ["qwen3", "llama"])
+    def test_in_bfloat16_scores_stay_near(self, backbone, codes, batch):
+        teacher, table = make(backbone), PrefixTable(codes, SIZES)
+        want = brute_force(teacher, *batch, codes)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = beam_search(teacher, *batch, table, k=20, num_beams=36)
+        assert got.scores.dtype == torch.float32
+        assert (want.gather(1, got.items) - got.scores).abs().max() < 0.1
+        assert not torch.allclose(want.gather(1, got.items), got.scores, atol=1e-4)
+
 
 class TestRescoring:
     def test_scores_equal_one_candidate_at_a_time(self, teacher, codes, batch):
@@ -385,6 +395,34 @@ class TestTraining:
         # Two steps are possible: a perfect model has Recall@5 1, and NDCG@10 about 0.8.
         assert found.recall_5 > 0.9 > popular.recall_5
         assert found.ndcg_10 > 0.6 > popular.ndcg_10
+
+    @pytest.mark.parametrize("backbone", ["qwen3", "llama"])
+    def test_on_a_gpu(self, backbone, cuda, codes, batch):
+        """The CPU's numbers, and training in bf16 whose steps are CUDA graphs."""
+        teacher, table = make(backbone), PrefixTable(codes, SIZES)
+        targets = torch.from_numpy(codes[:15]).view(5, 3, 3)
+        with torch.no_grad():
+            want = teacher.teacher_forced(*batch, targets)
+            found = beam_search(teacher, *batch, table, k=10, num_beams=10)
+            teacher.to(cuda)
+            there = [part.to(cuda) for part in (*batch, targets)]
+            got = teacher.teacher_forced(*there)
+            again = beam_search(teacher, *there[:2], table, k=10, num_beams=10)
+        mask = batch[1]
+        assert torch.allclose(got[0].cpu()[mask], want[0][mask], atol=1e-4)
+        for own, other in zip(got[1], want[1], strict=True):
+            assert torch.allclose(own.cpu(), other, atol=1e-4)
+        assert torch.allclose(again.scores, found.scores, atol=1e-3)
+        split, grid = leave_last_out(walks()), np.stack(np.divmod(np.arange(120), 12), axis=1)
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"dim": 32, "num_layers": 2, "num_heads": 4, "head_dim": 8}
+        spec = TokenSpec.for_codes((10, 12), 4)
+        learner = make_teacher(backbone, spec, **sizes, ffn_dim=64, num_kv_heads=2)
+        options = LoopOptions(epochs=6, batch_size=64, learning_rate=1e-2, warmup_steps=10)
+        run = Execution(cuda, "bf16")
+        result = train_teacher(learner, split, grid, options, execution=run, progress=False)
+        losses = [record["loss"] for record in result.history]
+        assert losses[-1] < 0.7 * losses[0]
 
     def test_resumed_equals_uninterrupted(self, tmp_path):
         split, codes = leave_last_out(walks(40, 20)), np.stack(np.divmod(np.arange(20), 5), axis=1)
