@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,34 @@ def checkpoint(student, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("causal") / "student"
     export_checkpoint(path, student, CODES, 100 + np.arange(20), tokens=TOKENS.as_dict())
     return path
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(math.nan, "float32"), (-math.inf, "float32"), (-1e9, "float16")]
+)
+@pytest.mark.parametrize("name", ["states", "logits"])
+def test_what_is_not_finite_is_refused(split, name, value, dtype):
+    class Wrong(Toy):
+        def teacher_forced(self, *asked: Tensor) -> tuple[Tensor, list[Tensor]]:
+            states, logits = super().teacher_forced(*asked)
+            (states if name == "states" else logits[1]).view(-1)[0] = value
+            return states, logits
+
+    with pytest.raises(ValueError, match=f"{name} that are finite in {dtype}"):
+        compute_features(Wrong(), split.test, CODES, dtype=dtype, progress=False)
+
+
+def test_impossible_codes_and_padding_may_be_anything(split):
+    class Masked(Toy):
+        def teacher_forced(
+            self, ids: Tensor, mask: Tensor, codes: Tensor
+        ) -> tuple[Tensor, list[Tensor]]:
+            states, logits = super().teacher_forced(ids, mask, codes)
+            logits[0][..., 1] = -1e4
+            return states.masked_fill(~mask[..., None], math.nan), logits
+
+    student = learn(make_student(Masked(), num_heads=2, hidden_dim=8), Masked(), split)
+    assert all(bool(p.isfinite().all()) for p in student.parameters())
 
 
 class TestDecoderOnly:

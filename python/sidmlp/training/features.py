@@ -155,8 +155,8 @@ def compute_features(
             with execution.autocast():
                 states, logits = taught(teacher, ids, mask, data.target_codes(index)[:, None])
             kept = states[mask.to(states.device)]
-            features.states[offsets[begin] : offsets[end]] = kept.float().cpu().numpy()
-            features.logits[begin:end] = torch.cat(logits, dim=2)[:, 0].float().cpu().numpy()
+            _keep(features.states[offsets[begin] : offsets[end]], kept, "states")
+            _keep(features.logits[begin:end], torch.cat(logits, dim=2)[:, 0], "logits")
     if directory is not None:
         np.save(directory / "token_offsets.npy", features.token_offsets)
         np.save(directory / "codes.npy", features.codes)
@@ -166,6 +166,18 @@ def compute_features(
         # The marker comes last: without it the arrays are taken for unfinished and made anew.
         write_json(directory / "features.json", key)
     return features
+
+
+def _keep(place: np.ndarray, values: Tensor, name: str) -> None:
+    """Copies values into place; ValueError for what is not finite in its number format."""
+    with np.errstate(over="ignore"):
+        place[:] = values.float().cpu().numpy()
+    if not np.isfinite(place).all():
+        raise ValueError(
+            f"teacher: expected {name} that are finite in {place.dtype}, got NaN, infinity or "
+            f"something beyond its range; give codes that cannot be a logit of -1e4, not of "
+            f"-infinity, or keep features in float32"
+        )
 
 
 def _allocate(directory: Path | None, name: str, shape: tuple[int, int], dtype: str) -> np.ndarray:
