@@ -66,7 +66,7 @@ class CausalState:
         self.read: list[tuple[Tensor, Tensor]] = []
         self.own: list[tuple[Tensor, Tensor]] = []
         causal = torch.ones(2 * [ids.shape[1]], dtype=torch.bool, device=ids.device).tril()
-        # A padding query sees itself as well: a softmax over nothing would be NaN.
+        # A padding query sees itself as well: attention kernels differ in what they make of no key.
         itself = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
         visible = (causal & mask[:, None] | itself)[:, None]  # [users, 1, query, key]
         rotation = self._rotation((mask.cumsum(1) - 1).clamp(min=0))
