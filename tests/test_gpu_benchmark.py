@@ -406,6 +406,7 @@ def test_pieces_are_merged(
     first = axes_report(rehearsal, axes=("batch",), seconds=-1.0, **few)
     second = axes_report(rehearsal, axes=("batch", "beams"), **few)
     third = axes_report(rehearsal, axes=("beams",), **few)
+    third["setting"]["backends"] = ["another"]
     paths = []
     for number, report in enumerate((first, second, third)):
         paths.append(tmp_path / f"piece-{number}.json")
@@ -418,6 +419,7 @@ def test_pieces_are_merged(
     assert [point["axis"] for point in report["results"]] == ["batch", "batch", "beams"]
     assert report["results"][2] == rehearsal.common.read_json(paths[2])["results"][0]
     assert report["setting"]["axes"] == ["batch", "beams"]
+    assert report["setting"]["backends"] == [*first["setting"]["backends"], "another"]
     assert [piece["points"] for piece in report["pieces"]] == [0, 2, 1]
     assert "decode-gpu-axes" in rehearsal.gpu_tables.decode_gpu_tables(report)
 
