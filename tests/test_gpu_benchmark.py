@@ -186,7 +186,9 @@ def test_every_axis_has_its_points(
     assert {"decode-gpu-states", "decode-gpu-everyone-1"} <= set(tables)
     lines = tables["decode-gpu-beams"].splitlines()[4:]
     assert [line.split("|")[1:3] for line in lines] == [[" 20 ", " 2 "], [" 50 ", " 2 "]]
-    assert tables["decode-gpu-items"].splitlines()[-1].startswith("| 300 | 2 | 7 µs | 7 µs | 1.0x |")
+    assert (
+        tables["decode-gpu-items"].splitlines()[-1].startswith("| 300 | 2 | 7 µs | 7 µs | 1.0x |")
+    )
     assert tables["decode-gpu-codes"].splitlines()[-1].startswith("| 12 | 2 |")
     assert "| items | 300 | 7 µs (cpu) | - | 1.0x |" in tables["decode-gpu-axes"]
     assert "STATIC-style masks, compiled | 7 µs |" in tables["decode-gpu-everyone-1"]
