@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from .interactions import Interactions
+from .lines import flat_text, json_objects
 
 
 def load_arrays(directory: Path) -> Interactions:
     """Sequences of a directory with ``sequences.npz`` (items [n], offsets [users + 1]).
 
-    Items are 0-based; where ``semantic_ids.npz`` is present it says how many there are. Titles come
-    from ``item_text.jsonl.gz`` (a line an item, keys item_id and title) where present.
+    Items are 0-based; where ``semantic_ids.npz`` is present it says how many there are. Titles and
+    texts come from ``item_text.jsonl.gz`` (a line an item, keys item_id, title and others) where
+    present.
     """
     arrays = _read(directory / "sequences.npz")
     missing = {"items", "offsets"} - set(arrays)
@@ -30,11 +30,13 @@ def load_arrays(directory: Path) -> Interactions:
     if (directory / "semantic_ids.npz").is_file():
         variants = _read(directory / "semantic_ids.npz")
         num_items = max(num_items, *(codes.shape[0] for codes in variants.values()))
+    titles, texts = _texts(directory / "item_text.jsonl.gz", num_items)
     return Interactions(
         items=items,
         offsets=arrays["offsets"],
         item_ids=np.arange(num_items, dtype=np.int64),
-        titles=_titles(directory / "item_text.jsonl.gz", num_items),
+        titles=titles,
+        texts=texts,
     )
 
 
@@ -60,13 +62,23 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a readable numpy .npz file ({error})") from None
 
 
-def _titles(path: Path, num_items: int) -> tuple[str, ...] | None:
+def _texts(
+    path: Path, num_items: int
+) -> tuple[tuple[str, ...] | None, tuple[dict[str, str], ...] | None]:
+    """Titles and further texts of all items; None and None without the file."""
     if not path.is_file():
-        return None
+        return None, None
     titles = [""] * num_items
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            entry = json.loads(line)
-            if 0 <= entry["item_id"] < num_items:
-                titles[entry["item_id"]] = entry["title"]
-    return tuple(titles)
+    texts: list[dict[str, str]] = [{} for _ in range(num_items)]
+    for number, entry in json_objects(path):
+        item = entry.get("item_id")
+        if type(item) is not int:
+            raise ValueError(
+                f"{path}, line {number}: expected item_id, a whole number, got {item!r}; items are "
+                "numbered from 0 as in sequences.npz"
+            )
+        if 0 <= item < num_items:
+            found = {name: flat_text(value) for name, value in entry.items() if name != "item_id"}
+            titles[item] = found.pop("title", "")
+            texts[item] = {name: text for name, text in found.items() if text}
+    return tuple(titles), tuple(texts)

@@ -91,7 +91,7 @@ def text_vectors(
     column = {w: c for c, w in enumerate(sorted(w for w, n in spread.items() if n >= min_items))}
     if not column:
         raise ValueError(
-            f"no word is in {min_items} texts or more; use longer texts or a lower min_items"
+            f"no word is in {min_items} texts or more; use longer texts, or other item vectors"
         )
     rows: list[int] = []
     columns: list[int] = []
