@@ -27,18 +27,30 @@ from torch import Tensor
 class Published:
     """A published .pth: its flat state dict, the options it was trained with, what it says it is.
 
-    args and model_type are empty where the file is a bare state dict.
+    args and model_type are empty where the file is a bare state dict; others: further keys.
     """
 
     path: Path
     state: dict[str, Tensor]
     args: Mapping[str, Any]
     model_type: str = ""
+    others: tuple[str, ...] = ()
 
     @property
-    def reads_own_encoder(self) -> bool:
-        """Whether it is a SID-MLP++ student, distilled on the states of an MLP encoder."""
-        return self.model_type == "SID-MLP++" or bool(self.args.get("encoder_ckpt"))
+    def encoder(self) -> str | None:
+        """Whose states a student reads: its "teacher"'s (SID-MLP), those of an encoder of its "own"
+        (SID-MLP++), or None where the file does not say.
+
+        The weights are alike, so nothing but these words tells: a model_type of the release, and
+        encoder_ckpt, which is the path of the own encoder or None.
+        """
+        if self.model_type == "SID-MLP++" or self.args.get("encoder_ckpt"):
+            return "own"
+        if self.model_type == "SID-MLP":
+            return "teacher"
+        hints = [name for name in (*self.others, *self.args) if "encoder" in str(name).lower()]
+        says_none = not self.model_type and hints == ["encoder_ckpt"]
+        return "teacher" if says_none else None
 
 
 def read_published(path: Path) -> Published:
@@ -81,8 +93,12 @@ def read_published(path: Path) -> Published:
             raise ValueError(
                 f"{path}: {name}: expected finite weights, got NaN or Inf; use another checkpoint"
             )
-    model_type = str(content.get("model_type") or "") if wrapped else ""
-    return Published(path, {str(name): tensor for name, tensor in state.items()}, args, model_type)
+    state = {str(name): tensor for name, tensor in state.items()}
+    if not wrapped:
+        return Published(path, state, args)
+    known = ("model_state_dict", "args", "model_type")
+    others = tuple(str(name) for name in content if name not in known)
+    return Published(path, state, args, str(content.get("model_type") or ""), others)
 
 
 def read_semantic_ids(path: Path, codes_per_level: Sequence[int]) -> dict[str, tuple[int, ...]]:
