@@ -197,6 +197,17 @@ class TestCommand:
         assert main(command(files, **more)) == 0
         assert json.loads((out / "config.json").read_text())["encoder"]["kind"] == "mlp"
 
+    def test_an_encoder_with_too_few_positions(self, files, tmp_path, capsys) -> None:
+        where = self.run_directory(tmp_path)
+        more = {"student": files["plus"], "encoder": files["encoder"], "max-items": 23}
+        text = self.fails(capsys, command(files, *where, **more))
+        assert "expected 71 positions for histories of 23 items, got 70; say --max-items 22" in text
+        assert not (tmp_path / "run" / "codes.npy").exists()
+        assert main(command(files, *where, **(more | {"max-items": 22}))) == 0
+        (tmp_path / "run" / "encoder.pt").write_bytes(b"x")
+        text = self.fails(capsys, ["export", *where])
+        assert "encoder.pt is missing or damaged; run the command again" in text
+
     def test_nothing_is_replaced_unasked(self, files, tmp_path, capsys) -> None:
         where = self.run_directory(tmp_path)
         run = RunDirectory(tmp_path / "run")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from sidmlp.cli import main
 from sidmlp.cli.run_directory import RunDirectory
 from sidmlp.cli.staging import staged
+from sidmlp.data.files import write_atomically
 
 
 @pytest.fixture
@@ -85,3 +89,53 @@ def test_killed_while_replacing_leaves_no_record(run: RunDirectory, monkeypatch)
     assert run.require("data")["fingerprint"] == "1"
     with pytest.raises(ValueError, match="has no result of `sidmlp tokenize` yet"):
         run.require("tokenize")
+
+
+FULL = Path("/dev/full")  # a device on which every write fails as on a full disk
+
+
+def write_much(path: Path) -> None:
+    FULL.write_text("x" * 100_000)
+
+
+def save_array(path: Path) -> None:
+    with FULL.open("wb") as file:
+        np.save(file, np.zeros(100_000))
+
+
+def save_weights(path: Path) -> None:
+    torch.save({"a": torch.zeros(100_000)}, FULL)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+@pytest.mark.parametrize("writer", [write_much, save_array, save_weights])
+def test_a_full_disk_is_named_and_replaces_nothing(run, monkeypatch, capsys, writer) -> None:
+    before = contents(run)
+
+    def fail() -> None:
+        with staged(run) as new:
+            write_atomically(new.codes, writer)
+
+    with pytest.raises(OSError, match="so nothing was replaced; make room") as caught:
+        fail()
+    assert caught.value.filename == str(run.codes)
+    assert contents(run) == before
+
+    def command(_: object) -> None:
+        fail()
+
+    monkeypatch.setattr("sidmlp.cli.export.run", command)
+    assert main(["export", "--run", str(run.path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("sidmlp export: ")
+    assert str(run.codes) in err
+
+
+def test_other_errors_of_a_writer_are_left_alone(tmp_path: Path) -> None:
+    def wrong(_: Path) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        write_atomically(tmp_path / "x", wrong)
+    assert not list(tmp_path.iterdir())

@@ -86,7 +86,12 @@ def load_encoder(run: RunDirectory) -> MLPEncoder | None:
     """The student's own encoder, in evaluation mode; None where it reads the teacher's states."""
     if run.require("distill").get("encoder") != "mlp":
         return None
-    saved = load_tensors(run.encoder)
+    try:
+        saved = load_tensors(run.encoder)
+    except ValueError:
+        raise ValueError(
+            f"{run.encoder} is missing or damaged; run the command again that made the student"
+        ) from None
     encoder = MLPEncoder(MLPEncoderConfig(**saved["config"]))
     encoder.load_state_dict(saved["weights"])
     return encoder.eval()

@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns",
         choices=COLUMNS,
-        help="what the lines of an Amazon .csv without a header start with (default: by the look "
-        "of the ids)",
+        metavar="A,B",
+        help="what the lines of an Amazon .csv without a header start with: user,item (2014) or "
+        "item,user (2018) (default: by the look of the ids)",
     )
     parser.add_argument(
         "--min-count",

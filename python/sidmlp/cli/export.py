@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Exports the run's student."""
-    from sidmlp.data.files import write_json
+    from sidmlp.data.files import write_errors, write_json
     from sidmlp.encoder_assets import mlp_encoder_assets, t5_encoder_assets
     from sidmlp.export import export_checkpoint
 
@@ -43,16 +43,17 @@ def run(options: argparse.Namespace) -> None:
         t5_encoder_assets(load_teacher(directory).t5) if own is None else mlp_encoder_assets(own)
     )
     target = options.out or directory.checkpoint
-    export_checkpoint(
-        target,
-        load_student(directory),
-        codes,
-        data.item_ids,
-        tokens=tokens.as_dict(),
-        encoder_config=encoder_config,
-        encoder_state_dict=encoder_weights,
-        decode={"num_beams": options.beams},
-    )
+    with write_errors(target):
+        export_checkpoint(
+            target,
+            load_student(directory),
+            codes,
+            data.item_ids,
+            tokens=tokens.as_dict(),
+            encoder_config=encoder_config,
+            encoder_state_dict=encoder_weights,
+            decode={"num_beams": options.beams},
+        )
     if data.titles is not None or data.item_names is not None:
         titles = {str(data.item_ids[item]): data.title(item) for item in range(data.num_items)}
         write_json(target / TITLES, titles)

@@ -132,13 +132,20 @@ def _read(options: argparse.Namespace, data: Any) -> _Assets:
     student = encoder = None
     if options.student is not None:
         published = read_published(options.student)
-        _check_encoder(published, options.encoder)
         student = _student(published, options, teacher)
+        _check_encoder(published, options.encoder)
     elif options.encoder is not None:
         raise ValueError("--encoder belongs to a student; name that with --student")
     if options.encoder not in (None, TEACHER):
         table = teacher.t5.shared.weight.detach()
         encoder = encoder_from_official(read_published(options.encoder), table, len(options.codes))
+        positions, levels = encoder.config.max_length, len(options.codes)
+        if positions < teacher.tokens.max_tokens:
+            raise ValueError(
+                f"{options.encoder}: expected {teacher.tokens.max_tokens} positions for histories "
+                f"of {options.max_items} items, got {positions}; say --max-items "
+                f"{max(1, (positions - 2) // levels)}, or what it was trained with"
+            )
     return _Assets(items, codes, teacher, student, encoder)
 
 
@@ -209,7 +216,7 @@ def _student(published: Published, options: argparse.Namespace, teacher: Teacher
 def _export(
     options: argparse.Namespace, assets: _Assets, ids: list[int], titles: list[str]
 ) -> None:
-    from sidmlp.data.files import write_json
+    from sidmlp.data.files import write_errors, write_json
     from sidmlp.encoder_assets import mlp_encoder_assets, t5_encoder_assets
     from sidmlp.export import export_checkpoint
 
@@ -221,17 +228,18 @@ def _export(
         if assets.encoder is None
         else mlp_encoder_assets(assets.encoder)
     )
-    export_checkpoint(
-        options.out,
-        assets.student,
-        assets.codes,
-        ids,
-        tokens=assets.teacher.tokens.as_dict(),
-        encoder_config=config,
-        encoder_state_dict=weights,
-        decode={"num_beams": options.beams},
-    )
-    write_json(options.out / TITLES, dict(zip(map(str, ids), titles, strict=True)))
+    with write_errors(options.out):
+        export_checkpoint(
+            options.out,
+            assets.student,
+            assets.codes,
+            ids,
+            tokens=assets.teacher.tokens.as_dict(),
+            encoder_config=config,
+            encoder_state_dict=weights,
+            decode={"num_beams": options.beams},
+        )
+        write_json(options.out / TITLES, dict(zip(map(str, ids), titles, strict=True)))
     print(
         f"{len(ids):,} items and their student are in {options.out}; load them with "
         f"sidmlp_kernels.load({str(options.out)!r})"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sidmlp.data.files import write_errors
+
 from .run_directory import PARENTS, RunDirectory
 
 
@@ -17,16 +19,17 @@ def staged(run: RunDirectory) -> Iterator[RunDirectory]:
 
     When the block ends well they replace those of ``run``, the records last: a process that is
     killed in between leaves results without a record, which the next command refuses. Otherwise
-    ``run`` stays as it was.
+    ``run`` stays as it was. Raises OSError that names the file of ``run`` that cannot be written.
     """
     existed = run.path.is_dir()
     new = RunDirectory(run.path / f".new.{os.getpid()}")
     records = {f"{command}.json" for command in PARENTS}
     try:
-        new.path.mkdir(parents=True)
-        for name in records:
-            if (run.path / name).is_file():
-                shutil.copy2(run.path / name, new.path / name)
+        with write_errors(run.path):
+            new.path.mkdir(parents=True)
+            for name in records:
+                if (run.path / name).is_file():
+                    shutil.copy2(run.path / name, new.path / name)
         copied = {name: (new.path / name).stat() for name in os.listdir(new.path)}
         yield new
         made = set(os.listdir(new.path))
@@ -42,6 +45,10 @@ def staged(run: RunDirectory) -> Iterator[RunDirectory]:
         for name in PARENTS:
             if f"{name}.json" in written:
                 os.replace(new.path / f"{name}.json", run.path / f"{name}.json")
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = str(error.filename).replace(str(new.path), str(run.path))
+        raise
     finally:
         shutil.rmtree(new.path, ignore_errors=True)
         if not existed and run.path.is_dir() and not any(run.path.iterdir()):

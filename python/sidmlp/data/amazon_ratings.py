@@ -74,7 +74,7 @@ def rating_events(path: Path, names: Names, columns: str | None = None) -> Itera
             _check_width(path, number, row, head)
             yield number, row[user], row[item], row[time]
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num} is not CSV ({error})") from None
+        raise ValueError(f"{path}, line {reader.line_num + 1} is not CSV ({error})") from None
 
 
 def _without_header(path: Path, rows: _Rows, names: Names, columns: str | None) -> Iterator[Event]:

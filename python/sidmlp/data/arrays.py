@@ -26,9 +26,14 @@ def load_arrays(directory: Path) -> Interactions:
             "(0-based, oldest first) and offsets (user u is items[offsets[u]:offsets[u+1]])"
         )
     items = arrays["items"]
+    if not np.issubdtype(items.dtype, np.integer):
+        raise ValueError(
+            f"{directory / 'sequences.npz'}: items must be whole numbers from 0 up, got "
+            f"{items.dtype}; number the items"
+        )
     num_items = int(items.max()) + 1 if items.size else 0
     if (directory / "semantic_ids.npz").is_file():
-        variants = _read(directory / "semantic_ids.npz")
+        variants = _read_codes(directory / "semantic_ids.npz")
         num_items = max(num_items, *(codes.shape[0] for codes in variants.values()))
     titles, texts = _texts(directory / "item_text.jsonl.gz", num_items)
     return Interactions(
@@ -46,7 +51,7 @@ def load_semantic_ids(directory: Path, variant: str) -> np.ndarray:
     Raises ValueError that lists the variants when there is none of that name.
     """
     path = directory / "semantic_ids.npz"
-    variants = _read(path)
+    variants = _read_codes(path)
     if variant not in variants:
         raise ValueError(f"{path} has no variant {variant!r}; it has {', '.join(sorted(variants))}")
     return variants[variant].astype(np.int64)
@@ -57,9 +62,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
+        raise ValueError(f"{path} does not exist; check the path") from None
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable numpy .npz file ({error})") from None
+
+
+def _read_codes(path: Path) -> dict[str, np.ndarray]:
+    variants = _read(path)
+    for name, codes in variants.items():
+        if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
+            raise ValueError(
+                f"{path}: {name}: expected whole numbers [items, levels], got {codes.dtype} "
+                f"{list(codes.shape)}; leave other arrays out of this file"
+            )
+    return variants
 
 
 def _texts(

@@ -21,7 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     # The suffix stays last: numpy appends ".npz" to names that lack it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        with _named_errors(path):
+        with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
             os.replace(temporary, path)
@@ -31,8 +31,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Failures to write ``path`` as OSError with a reason and its name."""
+def write_errors(path: Path) -> Iterator[None]:
+    """Failures to write ``path`` become an OSError with a reason and this name, and say that what
+    was there is kept; for writers that see to that."""
     try:
         yield
     except (OSError, RuntimeError) as error:

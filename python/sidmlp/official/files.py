@@ -67,7 +67,9 @@ def read_published(path: Path) -> Published:
     except IsADirectoryError:
         raise ValueError(f"{path} is a directory; name the .pth file in it") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Where torch refuses to unpickle, it advises at length to unpickle all the same.
+        lines = [] if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()
+        reason = lines[0] if lines else type(error).__name__
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and plain values, which is never "
             f"loaded ({reason}); fetch it again, or save its state dict alone"
