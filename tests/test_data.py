@@ -255,8 +255,9 @@ class TestFiles:
         assert read_json(path) == {"x": 1}
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_damaged_json_is_named(self, tmp_path):
-        (tmp_path / "a.json").write_text("{")
+    @pytest.mark.parametrize("text", ["{", "[" * 100_000, "1" * 5000])
+    def test_damaged_json_is_named(self, tmp_path, text):
+        (tmp_path / "a.json").write_text(text)
         with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
             read_json(tmp_path / "a.json")
 

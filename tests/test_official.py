@@ -189,6 +189,8 @@ class TestSemanticIds:
             ("7", "expected a JSON object"),
             ("{}", "expected a JSON object"),
             ("", "line 1, column 1 is not JSON"),
+            ("[" * 100_000, "s holds no item and its codes"),
+            ('{"B1": [1, ' + "1" * 5000 + "]}", "s holds no item and its codes"),
         ],
     )
     def test_bad_files(self, tmp_path, content, message) -> None:

@@ -139,3 +139,12 @@ def test_other_errors_of_a_writer_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         write_atomically(tmp_path / "x", wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match="Not a directory, so nothing was replaced; mend that"),
+        staged(RunDirectory(tmp_path / "file" / "run")),
+    ):
+        pass

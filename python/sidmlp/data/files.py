@@ -41,9 +41,12 @@ def write_errors(path: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or "the disk is full or takes no more data"
+        number = getattr(error, "errno", None) or errno.EIO
+        room = number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
         raise OSError(
-            getattr(error, "errno", None) or errno.EIO,
-            f"{reason}, so nothing was replaced; make room, or write elsewhere, and run it again",
+            number,
+            f"{reason}, so nothing was replaced; {'make room' if room else 'mend that'}, or write "
+            "elsewhere, and run it again",
             str(path),
         ) from None
 
@@ -64,7 +67,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}); delete it and make it anew"
         ) from None

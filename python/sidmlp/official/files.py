@@ -127,6 +127,8 @@ def read_semantic_ids(path: Path, codes_per_level: Sequence[int]) -> dict[str, t
             f"{path}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); fetch "
             "it again"
         ) from None
+    except (ValueError, RecursionError):  # integers of thousands of digits, endless brackets
+        raise ValueError(f"{path} holds no item and its codes; fetch it again") from None
     if not text.lstrip().startswith("{") or not pairs:
         raise ValueError(
             f'{path}: expected a JSON object of items and their codes, {{"item": [1, 2, 3, 1]}}, '

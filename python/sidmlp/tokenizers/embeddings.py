@@ -31,13 +31,15 @@ def load_vectors(path: Path, num_items: int, name: str | None = None) -> np.ndar
         raise ValueError(
             f"{path} must hold floating-point numbers, got {vectors.dtype}; convert them"
         )
+    with np.errstate(over="ignore"):
+        vectors = vectors.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if bad.size:
         raise ValueError(
-            f"{path} must hold finite numbers, {bad.size} rows are not, the first is row {bad[0]}; "
-            "mend them, or leave those items out of the data"
+            f"{path} must hold finite numbers of 32 bits, {bad.size} rows are not, the first is row "
+            f"{bad[0]}; mend them, or leave those items out of the data"
         )
-    return vectors.astype(np.float32)
+    return vectors
 
 
 def cooccurrence_vectors(

@@ -133,7 +133,7 @@ def _entries(path: Path) -> Iterable[tuple[int, dict]]:
                 if not isinstance(entry, dict) or "item_id" not in entry:
                     raise ValueError("expected an object with the key item_id")
                 yield number, entry
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not readable after line {max(number - 1, 0)} ({error}); "
             "write one JSON object a line"
