@@ -36,8 +36,8 @@ def load_vectors(path: Path, num_items: int, name: str | None = None) -> np.ndar
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if bad.size:
         raise ValueError(
-            f"{path} must hold finite numbers of 32 bits, {bad.size} rows are not, the first is row "
-            f"{bad[0]}; mend them, or leave those items out of the data"
+            f"{path} must hold finite numbers of 32 bits, {bad.size} rows are not, the first is "
+            f"row {bad[0]}; mend them, or leave those items out of the data"
         )
     return vectors
 
