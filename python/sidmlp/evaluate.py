@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidmlp.data import Examples, Interactions, Split, training_counts
+from sidmlp.data import Examples, Interactions, Split, TokenSpec, training_counts
 from sidmlp.distill import recommend as recommend_by_student
 from sidmlp.metrics import ndcg_at_k, recall_at_k
+from sidmlp.mlp_encoder import MLPEncoder
 from sidmlp.progress import bar
 from sidmlp.student import Student
 from sidmlp.teacher import PrefixTable, SearchResult, Teacher
@@ -124,6 +125,32 @@ def by_reference(
 def encoder_features(teacher: Teacher, codes: np.ndarray, questions: Questions) -> Features:
     """The teacher's encoder states of every question, in full precision."""
     return compute_features(teacher, questions.examples, codes, dtype="float32")
+
+
+@torch.no_grad()
+def own_encoder_features(
+    encoder: MLPEncoder,
+    tokens: TokenSpec,
+    codes: np.ndarray,
+    questions: Questions,
+    batch_size: int = 128,
+) -> Features:
+    """As ``encoder_features`` of a SID-MLP++ student, which reads an encoder of its own; no logits.
+
+    codes: int64 [num_items, L]; the encoder on the CPU, in evaluation mode.
+    """
+    states, lengths = [], [np.zeros(1, dtype=np.int64)]
+    examples = questions.examples
+    for index in bar(list(batches(len(examples), batch_size)), "encoder"):
+        ids, mask = tokens.batch_examples(examples.take(index), codes)
+        states.append(encoder(ids, mask)[mask].float().numpy())
+        lengths.append(mask.sum(1).numpy())
+    return Features(
+        states=np.concatenate(states),
+        token_offsets=np.cumsum(np.concatenate(lengths)),
+        logits=np.empty((len(examples), 0), dtype=np.float32),
+        codes=codes[examples.target_items()],
+    )
 
 
 def by_callable(
