@@ -233,7 +233,7 @@ def cyclic_data(num_items: int = 20) -> Interactions:
 
 
 class TestTraining:
-    def train(self, codes, tmp_path=None, epochs=3, **changes):
+    def train(self, codes, tmp_path=None, epochs=3, log=None, **changes):
         split = leave_last_out(cyclic_data())
         torch.manual_seed(3)
         model = Teacher(TINY, TokenSpec.for_codes(SIZES, max_items=4))
@@ -245,6 +245,7 @@ class TestTraining:
             LoopOptions(**{**options, **changes}),
             state_file=None if tmp_path is None else tmp_path / "state.pt",
             progress=False,
+            log=log,
         )
         return model, result
 
@@ -303,7 +304,7 @@ class TestTraining:
         state = tmp_path / "state.pt"
         calls = 0
 
-        def loss_of(index):
+        def loss_of(longest, index):
             nonlocal calls
             calls += 1
             return model.weight.sum() * (torch.nan if calls == 3 else 1)
@@ -324,6 +325,15 @@ class TestTraining:
         assert kept["result"]["epochs"] == 2
         assert torch.isfinite(kept["model"]["weight"]).all()
 
+    def test_every_epoch_is_logged(self, codes):
+        seen: list[dict[str, float]] = []
+        _, result = self.train(codes, epochs=3, validate_every=2, log=seen.append)
+        assert [facts["epoch"] for facts in seen] == [1, 2, 3]
+        assert [facts["loss"] for facts in seen] == [r["loss"] for r in result.history]
+        assert ["score" in facts for facts in seen] == [False, True, True]
+        assert seen[-1]["learning_rate"] < seen[0]["learning_rate"] <= 5e-3
+        assert all(facts["gradient_norm"] > 0 and facts["seconds"] > 0 for facts in seen)
+
     def test_early_stopping_returns_the_best(self):
         model = nn.Linear(1, 1)
         scores = iter([0.1, 0.3, 0.2, 0.2, 0.9])
@@ -336,7 +346,7 @@ class TestTraining:
         result = train(
             model,
             4,
-            lambda index: model.weight.sum(),
+            lambda longest, index: model.weight.sum(),
             validate,
             LoopOptions(epochs=9, patience=2),
             name="toy",

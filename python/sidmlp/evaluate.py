@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sidmlp.data import Examples, Interactions, Split, TokenSpec, training_counts
 from sidmlp.distill import recommend as recommend_by_student
+from sidmlp.distill import reference_decode
 from sidmlp.metrics import ndcg_at_k, recall_at_k
 from sidmlp.mlp_encoder import MLPEncoder
 from sidmlp.progress import bar
@@ -18,8 +19,8 @@ from sidmlp.student import Student
 from sidmlp.teacher import PrefixTable, SearchResult, Teacher
 from sidmlp.teacher.train import batches, histories
 from sidmlp.teacher.train import recommend as recommend_by_teacher
+from sidmlp.training import Execution
 from sidmlp.training.features import Features, compute_features
-from sidmlp.trie import Trie
 
 # (histories, exclusions, k) -> items int64 [n, k], all in dense indices.
 Recommend = Callable[[list[np.ndarray], list[np.ndarray], int], Tensor]
@@ -90,8 +91,11 @@ def by_teacher(
     k: int = 10,
     num_beams: int = 50,
     constrained: bool = True,
+    execution: Execution | None = None,
 ) -> SearchResult:
-    """The teacher's beam search for every question."""
+    """The teacher's beam search for every question; fp32 on the CPU by default."""
+    execution = execution or Execution()
+    teacher.to(execution.device)
     table = PrefixTable(codes, teacher.tokens.codes_per_level)
     return recommend_by_teacher(
         teacher,
@@ -102,6 +106,7 @@ def by_teacher(
         num_beams=num_beams,
         constrained=constrained,
         exclude=questions.exclude,
+        execution=execution,
         progress=True,
     )
 
@@ -115,16 +120,22 @@ def by_reference(
     k: int = 10,
     num_beams: int = 50,
 ) -> Tensor:
-    """The student's reference decode for every question, int64 [n, k]."""
-    trie = Trie.from_codes(codes, codes_per_level=student.config.codes_per_level)
+    """The student's reference decode for every question, on its device, int64 [n, k]."""
+    student.eval()
+    decode = reference_decode(codes)(student)
+    device = next(student.parameters()).device
     return recommend_by_student(
-        student, features, trie, questions.exclude, k, num_beams, progress=True
+        decode, features, questions.exclude, k, num_beams, device, progress=True
     )
 
 
-def encoder_features(teacher: Teacher, codes: np.ndarray, questions: Questions) -> Features:
-    """The teacher's encoder states of every question, in full precision."""
-    return compute_features(teacher, questions.examples, codes, dtype="float32")
+def encoder_features(
+    teacher: Teacher, codes: np.ndarray, questions: Questions, execution: Execution | None = None
+) -> Features:
+    """The teacher's encoder states of every question, kept in full precision."""
+    return compute_features(
+        teacher, questions.examples, codes, dtype="float32", execution=execution
+    )
 
 
 @torch.no_grad()
@@ -133,17 +144,23 @@ def own_encoder_features(
     tokens: TokenSpec,
     codes: np.ndarray,
     questions: Questions,
+    execution: Execution | None = None,
     batch_size: int = 128,
 ) -> Features:
     """As ``encoder_features`` of a SID-MLP++ student, which reads an encoder of its own; no logits.
 
-    codes: int64 [num_items, L]; the encoder on the CPU, in evaluation mode.
+    codes: int64 [num_items, L]; the encoder in evaluation mode; execution: it is moved to its
+    device, fp32 on the CPU by default.
     """
+    execution = execution or Execution()
+    encoder.to(execution.device)
     states, lengths = [], [np.zeros(1, dtype=np.int64)]
     examples = questions.examples
     for index in bar(list(batches(len(examples), batch_size)), "encoder"):
         ids, mask = tokens.batch_examples(examples.take(index), codes)
-        states.append(encoder(ids, mask)[mask].float().numpy())
+        with execution.autocast():
+            found = encoder(ids.to(execution.device), mask.to(execution.device))
+        states.append(found.float().cpu()[mask].numpy())
         lengths.append(mask.sum(1).numpy())
     return Features(
         states=np.concatenate(states),
