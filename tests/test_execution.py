@@ -102,7 +102,8 @@ class TestTables:
         want_ids, want_mask = spec.batch_examples(split.train.take(index), CODES)
         assert torch.equal(mask, want_mask)
         assert torch.equal(ids, want_ids)
-        wide, wide_mask = table.batch(torch.from_numpy(index), longest + 1)
+        wide, wide_mask = table.batch(torch.from_numpy(index), longest, multiple=8)
+        assert wide.shape[1] == 16
         assert torch.equal(wide[:, : ids.shape[1]], ids)
         assert not wide_mask[:, ids.shape[1] :].any()
         assert (wide[:, ids.shape[1] :] == spec.pad_id).all()
@@ -150,7 +151,7 @@ class TestPrecision:
     def test_bf16_keeps_fp32_weights_and_moments(self, split, tmp_path):
         seen = set()
         model = new_teacher()
-        model.t5.encoder.block[0].layer[0].SelfAttention.q.register_forward_hook(
+        model.t5.encoder.block[0].layer[0].SelfAttention.o.register_forward_hook(
             lambda module, inputs, output: seen.add(output.dtype)
         )
         state = tmp_path / "state.pt"
@@ -220,6 +221,26 @@ class TestValidation:
         for own, want in zip(results[1].history, results[0].history, strict=True):
             assert own["loss"] == want["loss"]
             assert own["score"] == pytest.approx(want["score"], abs=5e-5)
+
+
+class TestEncoder:
+    @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+    def test_states_are_those_of_transformers(self, split, feed_forward):
+        torch.manual_seed(1)
+        config = TeacherConfig(16, 2, 2, 8, 32, feed_forward=feed_forward)
+        model = Teacher(config, TokenSpec.for_codes(SIZES, max_items=4)).eval()
+        ids, mask = model.tokens.batch_examples(split.train.take(np.arange(9)), CODES)
+        with torch.no_grad():
+            got = model.encode(ids, mask)
+            want = model.t5.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        assert torch.allclose(got[mask], want[mask], atol=1e-5)
+
+    def test_dropout_acts_in_training_only(self, split):
+        model = new_teacher(dropout=0.5)
+        ids, mask = model.tokens.batch_examples(split.train.take(np.arange(9)), CODES)
+        with torch.no_grad():
+            assert not torch.equal(model.train().encode(ids, mask), model.encode(ids, mask))
+            assert torch.equal(model.eval().encode(ids, mask), model.encode(ids, mask))
 
 
 class TestFailures:

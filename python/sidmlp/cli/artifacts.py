@@ -10,6 +10,7 @@ import numpy as np
 
 from sidmlp.data import Interactions, TokenSpec
 from sidmlp.data.files import read_json, sha256_of_bytes, write_atomically
+from sidmlp.mlp_encoder import MLPEncoder, MLPEncoderConfig
 from sidmlp.student import Student, StudentConfig
 from sidmlp.teacher import GenerativeTeacher, read_teacher, write_teacher
 from sidmlp.training import load_tensors, save_tensors
@@ -99,3 +100,23 @@ def load_served(checkpoint: Path, run: RunDirectory | None, **options: Any) -> A
     return sidmlp_kernels.load(
         checkpoint, encoder=lambda ids, mask: teacher.to(ids.device).encode(ids, mask), **options
     )
+
+
+def save_encoder(run: RunDirectory, encoder: MLPEncoder) -> None:
+    """Writes sizes and weights of the encoder that a SID-MLP++ student reads."""
+    save_tensors(run.encoder, {"config": asdict(encoder.config), "weights": encoder.state_dict()})
+
+
+def load_encoder(run: RunDirectory) -> MLPEncoder | None:
+    """The student's own encoder, in evaluation mode; None where it reads the teacher's states."""
+    if run.require("distill").get("encoder") != "mlp":
+        return None
+    try:
+        saved = load_tensors(run.encoder)
+    except ValueError:
+        raise ValueError(
+            f"{run.encoder} is missing or damaged; run the command again that made the student"
+        ) from None
+    encoder = MLPEncoder(MLPEncoderConfig(**saved["config"]))
+    encoder.load_state_dict(saved["weights"])
+    return encoder.eval()

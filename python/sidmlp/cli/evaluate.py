@@ -125,10 +125,11 @@ def measure(
         by_reference,
         by_teacher,
         encoder_features,
+        own_encoder_features,
     )
     from sidmlp.training import Execution
 
-    from .artifacts import load_codes, load_data, load_student, load_teacher
+    from .artifacts import load_codes, load_data, load_encoder, load_student, load_teacher
 
     if beams < 10:
         raise ValueError(f"--beams must be at least 10, as ten items are scored, got {beams}")
@@ -144,12 +145,17 @@ def measure(
             return Quality.of(by_popularity(data, split, questions), questions.targets), ""
         if name == "kernel":
             return Quality.of(by_callable(kernel(), questions), questions.targets), ""
-        teacher, (codes, _) = load_teacher(directory), load_codes(directory)
+        teacher, (codes, tokens) = load_teacher(directory), load_codes(directory)
         if name == RESCORE:
             return Quality.of(by_callable(kernel(teacher), questions), questions.targets), ""
         if name == "reference":
-            student = load_student(directory).to(execution.device)
-            features = encoder_features(teacher, codes, questions, execution)
+            student, encoder = load_student(directory), load_encoder(directory)
+            student.to(execution.device)
+            features = (
+                encoder_features(teacher, codes, questions, execution)
+                if encoder is None
+                else own_encoder_features(encoder, tokens, codes, questions, execution)
+            )
             items = by_reference(student, features, codes, questions, num_beams=beams)
             return Quality.of(items, questions.targets), ""
         constrained = name == "teacher"
@@ -181,7 +187,8 @@ def kernel_recommend(
     """The exported student behind sidmlp_kernels, in dense item indices.
 
     execution: its device, and bfloat16 if its precision is bf16, float32 otherwise.
-    rescore_by: the teacher that the student was distilled from, to order the student's items.
+    rescore_by: the teacher, to order the student's items; it reads the states that the student
+    reads where those are its own and enough for it, else it reads the histories itself.
     """
     import numpy as np
     import torch

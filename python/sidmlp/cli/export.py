@@ -1,14 +1,15 @@
 """Write the student as a directory that `sidmlp_kernels.load` reads.
 
-It holds the student, the teacher's encoder, the items' codes and, for printing, their titles. Of a
-decoder-only teacher (qwen3, llama) there is no encoder that a checkpoint can hold: its student is
-loaded with `sidmlp_kernels.load(DIR, encoder=teacher.encode)`, or decodes from states.
+It holds the student, the encoder that it reads, the items' codes and, for printing, their titles.
+Of a decoder-only teacher (qwen3, llama) there is no encoder that a checkpoint can hold: its student
+is loaded with `sidmlp_kernels.load(DIR, encoder=teacher.encode)`, or decodes from states.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .run_directory import RunDirectory, add_run_argument
 
@@ -31,34 +32,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Exports the run's student."""
-    from sidmlp.data.files import write_json
-    from sidmlp.encoder_assets import t5_encoder_assets
+    from sidmlp.data.files import write_errors, write_json
     from sidmlp.export import export_checkpoint
-    from sidmlp.teacher import Teacher
 
-    from .artifacts import load_codes, load_data, load_student, load_teacher
+    from .artifacts import load_codes, load_data, load_student
 
     directory = RunDirectory(options.run)
     fingerprint = directory.require("distill")["fingerprint"]
     data, (codes, tokens) = load_data(directory), load_codes(directory)
-    teacher = load_teacher(directory)
-    assets = t5_encoder_assets(teacher.t5) if isinstance(teacher, Teacher) else (None, None)
+    encoder_config, encoder_weights = _encoder_of(directory)
     target = options.out or directory.checkpoint
-    export_checkpoint(
-        target,
-        load_student(directory),
-        codes,
-        data.item_ids,
-        tokens=tokens.as_dict(),
-        encoder_config=assets[0],
-        encoder_state_dict=assets[1],
-        decode={"num_beams": options.beams},
-    )
+    with write_errors(target):
+        export_checkpoint(
+            target,
+            load_student(directory),
+            codes,
+            data.item_ids,
+            tokens=tokens.as_dict(),
+            encoder_config=encoder_config,
+            encoder_state_dict=encoder_weights,
+            decode={"num_beams": options.beams},
+        )
     if data.titles is not None or data.item_names is not None:
         titles = {str(data.item_ids[item]): data.title(item) for item in range(data.num_items)}
         write_json(target / TITLES, titles)
     directory.finish("export", fingerprint, directory=str(target))
-    if assets[0] is not None:
+    if encoder_config is not None:
         print(f"exported to {target}; load it with sidmlp_kernels.load({str(target)!r})")
     else:
         print(
@@ -66,3 +65,17 @@ def run(options: argparse.Namespace) -> None:
             f"with sidmlp_kernels.load({str(target)!r}, encoder=teacher.encode) and teacher = "
             f"sidmlp.teacher.read_teacher({str(directory.teacher)!r})"
         )
+
+
+def _encoder_of(directory: RunDirectory) -> tuple[Any, Any]:
+    """Sizes and weights of what the student reads; None and None of a decoder-only teacher."""
+    from sidmlp.encoder_assets import mlp_encoder_assets, t5_encoder_assets
+    from sidmlp.teacher import Teacher
+
+    from .artifacts import load_encoder, load_teacher
+
+    own = load_encoder(directory)
+    if own is not None:
+        return mlp_encoder_assets(own)
+    teacher = load_teacher(directory)
+    return t5_encoder_assets(teacher.t5) if isinstance(teacher, Teacher) else (None, None)
