@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import add_execution_arguments, positive
@@ -24,7 +25,8 @@ from .run_directory import RunDirectory, add_run_argument
 
 if TYPE_CHECKING:
     from sidmlp.evaluate import Quality, Recommend
-    from sidmlp.teacher import Teacher
+    from sidmlp.teacher import GenerativeTeacher
+    from sidmlp.teacher.scoring import Score
     from sidmlp.training import Execution
 
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel")
@@ -180,40 +182,41 @@ def kernel_recommend(
     directory: RunDirectory,
     beams: int,
     execution: Execution,
-    rescore_by: Teacher | None = None,
+    rescore_by: GenerativeTeacher | None = None,
 ) -> Recommend:
     """The exported student behind sidmlp_kernels, in dense item indices.
 
     execution: its device, and bfloat16 if its precision is bf16, float32 otherwise.
     rescore_by: the teacher, to order the student's items; it reads the states that the student
-    reads where those are its own, else it encodes for itself.
+    reads where those are its own and enough for it, else it reads the histories itself.
     """
     import numpy as np
     import torch
 
-    import sidmlp_kernels
-    from sidmlp.teacher import CandidateScorer
+    from sidmlp.teacher import CandidateModel, CandidateScorer
 
-    from .artifacts import load_data, load_encoder
+    from .artifacts import encoder_kind, load_data, load_served
 
-    exported = directory.require("export")
-    model = sidmlp_kernels.load(
-        exported["directory"],
+    checkpoint = Path(directory.require("export")["directory"])
+    model = load_served(
+        checkpoint,
+        directory,
         device=execution.device,
         dtype=torch.bfloat16 if execution.precision == "bf16" else torch.float32,
     )
-    scorer = own_encoder = None
+    scorer, from_states = None, False
     if rescore_by is not None:
         scorer = CandidateScorer(rescore_by.to(model.device).eval())
-        own_encoder = load_encoder(directory)
+        # The states are the teacher's own only where the checkpoint has the teacher's encoder.
+        from_states = isinstance(rescore_by, CandidateModel) and encoder_kind(checkpoint) == "t5"
     ids = load_data(directory).item_ids
     order = np.argsort(ids)
 
     def recommend(histories: list[np.ndarray], exclude: list[np.ndarray], k: int) -> torch.Tensor:
         batch = model.batch([ids[history] for history in histories])
         seen = [ids[items] for items in exclude]
-        rescore: Any = scorer
-        if scorer is not None and own_encoder is not None:
+        rescore: Score | None = scorer
+        if scorer is not None and not from_states:
             rescore = scorer.of_requests(batch.ids, batch.mask)
         found = model.decode(batch, k=k, num_beams=beams, exclude=seen, rescore=rescore)
         items = found.items.cpu().numpy()

@@ -15,7 +15,8 @@ from torch import Tensor
 from sidmlp.data import Examples, TokenTable
 from sidmlp.data.files import read_json, write_json
 from sidmlp.progress import bar
-from sidmlp.teacher import Teacher
+from sidmlp.teacher import Distillable
+from sidmlp.teacher.distillable import check_distillable, frozen, place, taught
 from sidmlp.training.execution import Execution
 
 ARRAYS = ("states", "token_offsets", "logits", "codes")
@@ -101,9 +102,8 @@ class FeatureTable:
         return states, mask, self.logits[here].float(), self.codes[here]
 
 
-@torch.no_grad()
 def compute_features(
-    teacher: Teacher,
+    teacher: Distillable,
     examples: Examples,
     item_codes: np.ndarray,
     *,
@@ -123,6 +123,7 @@ def compute_features(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_distillable(teacher)
     execution = execution or Execution()
     key = {
         "fingerprint": fingerprint,
@@ -133,11 +134,11 @@ def compute_features(
     }
     if directory is not None and _is_complete(directory, key):
         return _load(directory)
-    teacher.to(execution.device)
+    place(teacher, execution.device)
     data = TokenTable(teacher.tokens, examples, item_codes, execution.device)
     offsets = np.concatenate([[0], np.cumsum(2 + data.lengths * teacher.tokens.num_levels)])
     shapes = {
-        "states": (int(offsets[-1]), teacher.config.dim),
+        "states": (int(offsets[-1]), teacher.dim),
         "logits": (len(examples), sum(teacher.tokens.codes_per_level)),
     }
     features = Features(
@@ -145,20 +146,17 @@ def compute_features(
         codes=item_codes[examples.target_items()],
         **{name: _allocate(directory, name, shape, dtype) for name, shape in shapes.items()},
     )
-    training = teacher.training
-    teacher.eval()
     size = batch_size or (1024 if execution.on_gpu else 256)
-    for begin in bar(range(0, len(examples), size), "teacher features", progress):
-        end = min(begin + size, len(examples))
-        index = torch.arange(begin, end, device=execution.device)
-        ids, mask = data.batch(index, int(data.lengths[begin:end].max()))
-        with execution.autocast():
-            states = teacher.encode(ids, mask)
-            logits = teacher.decoder_logits(states, mask, data.target_codes(index)[:, None])[:, 0]
-        kept = torch.cat(teacher.level_logits(logits), dim=1)
-        features.states[offsets[begin] : offsets[end]] = states[mask].float().cpu().numpy()
-        features.logits[begin:end] = kept.float().cpu().numpy()
-    teacher.train(training)
+    with frozen(teacher):
+        for begin in bar(range(0, len(examples), size), "teacher features", progress):
+            end = min(begin + size, len(examples))
+            index = torch.arange(begin, end, device=execution.device)
+            ids, mask = data.batch(index, int(data.lengths[begin:end].max()))
+            with execution.autocast():
+                states, logits = taught(teacher, ids, mask, data.target_codes(index)[:, None])
+            kept = states[mask.to(states.device)]
+            _keep(features.states[offsets[begin] : offsets[end]], kept, "states")
+            _keep(features.logits[begin:end], torch.cat(logits, dim=2)[:, 0], "logits")
     if directory is not None:
         np.save(directory / "token_offsets.npy", features.token_offsets)
         np.save(directory / "codes.npy", features.codes)
@@ -168,6 +166,18 @@ def compute_features(
         # The marker comes last: without it the arrays are taken for unfinished and made anew.
         write_json(directory / "features.json", key)
     return features
+
+
+def _keep(place: np.ndarray, values: Tensor, name: str) -> None:
+    """Copies values into place; ValueError for what is not finite in its number format."""
+    with np.errstate(over="ignore"):
+        place[:] = values.float().cpu().numpy()
+    if not np.isfinite(place).all():
+        raise ValueError(
+            f"teacher: expected {name} that are finite in {place.dtype}, got NaN, infinity or "
+            f"something beyond its range; give codes that cannot be a logit of -1e4, not of "
+            f"-infinity, or keep features in float32"
+        )
 
 
 def _allocate(directory: Path | None, name: str, shape: tuple[int, int], dtype: str) -> np.ndarray:
