@@ -71,3 +71,8 @@ def add_training_arguments(
         action="store_true",
         help="forget earlier progress; without this an interrupted training continues",
     )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="write logs for TensorBoard, into tensorboard/ inside the run directory",
+    )

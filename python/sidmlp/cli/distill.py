@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.distill import DistillOptions, distill, make_student
 
     from .artifacts import load_codes, load_data, load_teacher, save_student
-    from .loop_options import loop_options, set_threads, summary
+    from .loop_options import loop_options, set_threads, summary, training_log
 
     set_threads(options.threads)
     directory = RunDirectory(options.run)
@@ -92,6 +92,7 @@ def run(options: argparse.Namespace) -> None:
         feature_dtype=options.feature_dtype,
         state_file=directory.student_progress,
         fingerprint=record["fingerprint"],
+        log=training_log(directory, "student", options),
     )
     save_student(directory, student)
     directory.finish("distill", sha256_of_file(directory.student), **summary(result))

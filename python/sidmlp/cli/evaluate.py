@@ -75,7 +75,13 @@ def run(options: argparse.Namespace) -> None:
     found = measure(directory, names, options.beams, options.split, options.users, options.seed)
     write_json(
         directory.path / "evaluate.json",
-        {"split": options.split, "beams": options.beams, "quality": found},
+        {
+            "split": options.split,
+            "beams": options.beams,
+            "users": options.users,
+            "made_from": directory.fingerprints(),
+            "quality": found,
+        },
     )
     header = ("", "Recall@5", "NDCG@5", "Recall@10", "NDCG@10", "")
     rows = [

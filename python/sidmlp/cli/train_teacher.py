@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.training import seed_everything
 
     from .artifacts import load_codes, load_data, save_teacher
-    from .loop_options import loop_options, set_threads, summary
+    from .loop_options import loop_options, set_threads, summary, training_log
 
     set_threads(options.threads)
     directory = RunDirectory(options.run)
@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
         validation_beams=max(options.beams, 10),
         state_file=directory.teacher_progress,
         fingerprint=record["fingerprint"],
+        log=training_log(directory, "teacher", options),
     )
     save_teacher(directory, teacher)
     directory.finish("train-teacher", sha256_of_file(directory.teacher), **summary(result))
