@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+from collections.abc import Sequence
 
 
 def positive(text: str) -> int:
@@ -30,6 +33,17 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """What the parser makes of the arguments; ValueError with its reason where it refuses them."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parser.parse_args(arguments)
+    except SystemExit:
+        reason = said.getvalue().strip().splitlines()[-1:]
+        raise ValueError("".join(reason).partition("error: ")[2] or "refused") from None
 
 
 def add_training_arguments(

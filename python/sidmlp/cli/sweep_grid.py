@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from .arguments import parse
 
 Grid = Mapping[str, Sequence[str]]
 Setting = dict[str, str]  # option without its dashes -> value as it is typed
@@ -68,14 +68,11 @@ def parsed(setting: Setting, parser: argparse.ArgumentParser) -> dict[str, Any]:
     refused = [name for name in setting if name in NOT_SETTINGS]
     if refused:
         raise ValueError(f"--set {refused[0]}: this is no setting of a student; leave it out")
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            options = parser.parse_args(arguments)
-    except SystemExit:
-        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        options = parse(parser, arguments)
+    except ValueError as error:
         raise ValueError(
-            f"--set: {reason}; `sidmlp distill --help` lists what can be set"
+            f"--set: {error}; `sidmlp distill --help` lists what can be set"
         ) from None
     return {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in setting}
 

@@ -1,0 +1,219 @@
+"""What every method recommends to every test user, kept as the rank of the right item.
+
+ranks.npz: method -> uint8 [users], 0-based rank of the user's target among the first ten items, 10
+where it is not among them; answers.json says from which models each was made. All metrics, and how
+sure they are, follow from these ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from quality_settings import Experiment
+
+from sidmlp.cli.artifacts import load_codes, load_data, load_student, load_teacher
+from sidmlp.cli.evaluate import kernel_recommend
+from sidmlp.cli.run_directory import RunDirectory
+from sidmlp.data import leave_last_out
+from sidmlp.data.files import read_json, write_atomically, write_json
+from sidmlp.evaluate import (
+    Questions,
+    by_callable,
+    by_popularity,
+    by_reference,
+    by_teacher,
+    encoder_features,
+)
+from sidmlp.metrics import target_ranks
+from sidmlp.training import Execution
+
+K = 10
+PLUS = "student++"
+# A GPU's kernels run in bfloat16 unless told otherwise; these show what that does.
+EXACT, EXACT_PLUS = "kernel-float32", "student++-float32"
+METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel", EXACT, "rescore")
+METHODS_PLUS = (PLUS, EXACT_PLUS)
+RESAMPLES = 1000
+LEVEL = 0.95
+METRICS = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
+
+
+def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
+    """Asks every method that has not answered yet, and keeps each answer at once."""
+    run = experiment.run
+    data = load_data(run)
+    split = leave_last_out(data)
+    # One sample for every seed, so that seeds differ by training alone.
+    questions = Questions.of(split.test).sample(experiment.users, seed=0)
+    made_from = _made_from(experiment, plus, len(questions.targets))
+    asked = _methods(experiment, plus, questions, data, split)
+    kept = answers(run)
+    for method, ask in asked.items():
+        if method in kept and kept[method]["made_from"] == made_from[method]:
+            continue
+        experiment.say(f"{experiment.name}: {method}")
+        items, note = ask()
+        ranks = target_ranks(items.cpu(), questions.targets, K).to(torch.uint8).numpy()
+        _keep(run, method, ranks, {"made_from": made_from[method], "note": note})
+    _forget(run, [method for method in answers(run) if method not in asked])
+
+
+def answers(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """Method -> {"made_from", "note"} of all that have answered."""
+    path = run.path / "answers.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def ranks_of(run: RunDirectory) -> dict[str, np.ndarray]:
+    """Method -> uint8 [users]."""
+    path = run.path / "ranks.npz"
+    if not path.is_file():
+        return {}
+    with np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def per_user(ranks: np.ndarray) -> np.ndarray:
+    """float64 [users, 4] in the order of METRICS, of ranks uint8 [users]."""
+    gain = 1 / np.log2(ranks.astype(np.float64) + 2)
+    return np.stack([ranks < 5, gain * (ranks < 5), ranks < 10, gain * (ranks < 10)], axis=1)
+
+
+def measured(ranks: dict[str, np.ndarray], teacher: str = "teacher") -> list[dict[str, Any]]:
+    """Of each method its METRICS, their intervals, and its share of the teacher's with intervals.
+
+    Intervals hold LEVEL of RESAMPLES bootstrap samples of users, the same samples for all methods.
+    A metric of which the teacher has nothing has no share.
+    """
+    names = list(ranks)
+    values = np.stack([per_user(ranks[name]) for name in names])  # [methods, users, 4]
+    samples = _bootstrap(values)  # [RESAMPLES, methods, 4]
+    means = values.mean(1)
+    rows = []
+    for number, name in enumerate(names):
+        row: dict[str, Any] = {
+            "method": name,
+            **dict(zip(METRICS, means[number].tolist(), strict=True)),
+            "interval": _intervals(samples[:, number]),
+        }
+        if name not in ("popularity", teacher) and teacher in names:
+            base = names.index(teacher)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share, spread = means[number] / means[base], samples[:, number] / samples[:, base]
+            known = [metric for c, metric in enumerate(METRICS) if np.isfinite(share[c])]
+            found = _intervals(spread)
+            row["recovery"] = {m: float(share[METRICS.index(m)]) for m in known}
+            row["recovery_interval"] = {m: found[m] for m in known if m in found}
+        rows.append(row)
+    return rows
+
+
+def users_that_differ(left: np.ndarray, right: np.ndarray) -> int:
+    """Users whose target has another rank."""
+    return int((left != right).sum())
+
+
+def _bootstrap(values: np.ndarray) -> np.ndarray:
+    methods, users, metrics = values.shape
+    flat = values.transpose(1, 0, 2).reshape(users, -1)
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(rng.integers(0, users, users), minlength=users)
+        rows.append(times @ flat / users)
+    return np.stack(rows).reshape(-1, methods, metrics)
+
+
+def _intervals(samples: np.ndarray) -> dict[str, list[float]]:
+    """METRIC -> [low, high] of samples [RESAMPLES, 4]; without those that are not finite."""
+    tail = (1 - LEVEL) / 2
+    return {
+        metric: np.quantile(samples[:, column], [tail, 1 - tail]).tolist()
+        for column, metric in enumerate(METRICS)
+        if np.isfinite(samples[:, column]).all()
+    }
+
+
+def _methods(
+    experiment: Experiment, plus: RunDirectory | None, questions: Questions, data: Any, split: Any
+) -> dict[str, Callable[[], tuple[torch.Tensor, str]]]:
+    run, beams = experiment.run, experiment.beams
+    # What models say is judged in fp32; bf16 is for training.
+    execution = Execution.choose(experiment.device, "fp32")
+    device = str(execution.device)
+
+    def teacher(constrained: bool) -> tuple[torch.Tensor, str]:
+        found = by_teacher(
+            load_teacher(run),
+            load_codes(run)[0],
+            questions,
+            num_beams=beams,
+            constrained=constrained,
+            execution=execution,
+        )
+        wasted = float(found.invalid.double().mean()) / beams
+        return found.items, "" if constrained else f"{wasted:.1%} of its beams name no item"
+
+    def reference() -> tuple[torch.Tensor, str]:
+        codes = load_codes(run)[0]
+        own = load_teacher(run).to(execution.device)
+        features = encoder_features(own, codes, questions, execution)
+        student = load_student(run).to(execution.device)
+        return by_reference(student, features, codes, questions, num_beams=beams), ""
+
+    def kernel(where: RunDirectory, **load: Any) -> tuple[torch.Tensor, str]:
+        recommend = kernel_recommend(where, beams, device=device, **load)
+        return by_callable(recommend, questions), ""
+
+    def rescore() -> tuple[torch.Tensor, str]:
+        recommend = kernel_recommend(run, beams, rescore_by=load_teacher(run), device=device)
+        return by_callable(recommend, questions), ""
+
+    found: dict[str, Callable[[], tuple[torch.Tensor, str]]] = {
+        "popularity": lambda: (by_popularity(data, split, questions), ""),
+        "teacher": lambda: teacher(True),
+        "teacher-unconstrained": lambda: teacher(False),
+        "reference": reference,
+        "kernel": lambda: kernel(run),
+        EXACT: lambda: kernel(run, dtype="float32"),
+        "rescore": rescore,
+    }
+    if plus is not None:
+        found[PLUS] = lambda: kernel(plus)
+        found[EXACT_PLUS] = lambda: kernel(plus, dtype="float32")
+    return found
+
+
+def _made_from(
+    experiment: Experiment, plus: RunDirectory | None, users: int
+) -> dict[str, list[Any]]:
+    """What each method's answer depends on."""
+    run = experiment.run
+    data = run.require("data")["fingerprint"]
+    teacher, student = (run.require(name)["fingerprint"] for name in ("train-teacher", "distill"))
+    asked = [users, experiment.beams]
+    found: dict[str, list[Any]] = {name: [*asked, teacher, student] for name in METHODS}
+    found["popularity"] = [users, data]
+    found["teacher"] = found["teacher-unconstrained"] = [*asked, teacher]
+    if plus is not None:
+        own = plus.require("distill")["fingerprint"]
+        found |= {name: [*asked, teacher, own] for name in METHODS_PLUS}
+    return found
+
+
+def _keep(run: RunDirectory, method: str, ranks: np.ndarray, facts: dict[str, Any]) -> None:
+    every = {**ranks_of(run), method: ranks}
+    write_atomically(run.path / "ranks.npz", lambda path: np.savez_compressed(path, **every))
+    write_json(run.path / "answers.json", {**answers(run), method: facts})
+
+
+def _forget(run: RunDirectory, methods: list[str]) -> None:
+    """Drops answers of models that are there no longer."""
+    if methods:
+        kept = {name: values for name, values in ranks_of(run).items() if name not in methods}
+        write_atomically(run.path / "ranks.npz", lambda path: np.savez_compressed(path, **kept))
+        facts = {name: value for name, value in answers(run).items() if name not in methods}
+        write_json(run.path / "answers.json", facts)
