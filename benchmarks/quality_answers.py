@@ -34,7 +34,15 @@ K = 10
 PLUS = "student++"
 # A GPU's kernels run in bfloat16 unless told otherwise; these show what that does.
 EXACT, EXACT_PLUS = "kernel-float32", "student++-float32"
-METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel", EXACT, "rescore")
+METHODS = (
+    "popularity",
+    "teacher",
+    "teacher-unconstrained",
+    "reference",
+    "kernel",
+    EXACT,
+    "rescore",
+)
 METHODS_PLUS = (PLUS, EXACT_PLUS)
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -141,9 +149,9 @@ def _methods(
     experiment: Experiment, plus: RunDirectory | None, questions: Questions, data: Any, split: Any
 ) -> dict[str, Callable[[], tuple[torch.Tensor, str]]]:
     run, beams = experiment.run, experiment.beams
-    # What models say is judged in fp32; bf16 is for training.
+    # Models are judged in fp32; kernels as they are served, too.
     execution = Execution.choose(experiment.device, "fp32")
-    device = str(execution.device)
+    served = Execution.choose(experiment.device)
 
     def teacher(constrained: bool) -> tuple[torch.Tensor, str]:
         found = by_teacher(
@@ -164,12 +172,11 @@ def _methods(
         student = load_student(run).to(execution.device)
         return by_reference(student, features, codes, questions, num_beams=beams), ""
 
-    def kernel(where: RunDirectory, **load: Any) -> tuple[torch.Tensor, str]:
-        recommend = kernel_recommend(where, beams, device=device, **load)
-        return by_callable(recommend, questions), ""
+    def kernel(where: RunDirectory, how: Execution) -> tuple[torch.Tensor, str]:
+        return by_callable(kernel_recommend(where, beams, how), questions), ""
 
     def rescore() -> tuple[torch.Tensor, str]:
-        recommend = kernel_recommend(run, beams, rescore_by=load_teacher(run), device=device)
+        recommend = kernel_recommend(run, beams, served, rescore_by=load_teacher(run))
         return by_callable(recommend, questions), ""
 
     found: dict[str, Callable[[], tuple[torch.Tensor, str]]] = {
@@ -177,13 +184,13 @@ def _methods(
         "teacher": lambda: teacher(True),
         "teacher-unconstrained": lambda: teacher(False),
         "reference": reference,
-        "kernel": lambda: kernel(run),
-        EXACT: lambda: kernel(run, dtype="float32"),
+        "kernel": lambda: kernel(run, served),
+        EXACT: lambda: kernel(run, execution),
         "rescore": rescore,
     }
     if plus is not None:
-        found[PLUS] = lambda: kernel(plus)
-        found[EXACT_PLUS] = lambda: kernel(plus, dtype="float32")
+        found[PLUS] = lambda: kernel(plus, served)
+        found[EXACT_PLUS] = lambda: kernel(plus, execution)
     return found
 
 

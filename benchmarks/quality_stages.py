@@ -25,6 +25,7 @@ from sidmlp.cli.run_directory import RunDirectory
 from sidmlp.cli.shared_run import student_run
 from sidmlp.cli.speed import measure_speed
 from sidmlp.data.files import read_json, sha256_of_file, write_json
+from sidmlp.training import Execution
 
 
 class TimeUp(Exception):
@@ -190,7 +191,7 @@ def _speed(experiment: Experiment) -> None:
         experiment.batch,
         experiment.seconds_per_method,
         plus=runs[1].path if len(runs) > 1 else None,
-        device=experiment.device,
+        execution=Execution.choose(experiment.device),
     )
     write_json(experiment.run.path / "speed.json", found)
 

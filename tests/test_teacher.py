@@ -304,7 +304,7 @@ class TestTraining:
         state = tmp_path / "state.pt"
         calls = 0
 
-        def loss_of(index):
+        def loss_of(longest, index):
             nonlocal calls
             calls += 1
             return model.weight.sum() * (torch.nan if calls == 3 else 1)
@@ -346,7 +346,7 @@ class TestTraining:
         result = train(
             model,
             4,
-            lambda index: model.weight.sum(),
+            lambda longest, index: model.weight.sum(),
             validate,
             LoopOptions(epochs=9, patience=2),
             name="toy",

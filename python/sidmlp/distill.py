@@ -11,7 +11,7 @@ The student reads the teacher's encoder states and, frozen, the teacher's code e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sidmlp.beam import Decoded, decode_states
+from sidmlp.beam import decode_states
 from sidmlp.data import Split
 from sidmlp.metrics import ndcg_at_k
 from sidmlp.progress import bar
 from sidmlp.student import Student, StudentConfig
 from sidmlp.teacher import Teacher
 from sidmlp.teacher.train import batches, histories
-from sidmlp.training import Log, LoopOptions, TrainingResult, train
-from sidmlp.training.features import Features, compute_features
+from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, train
+from sidmlp.training.features import Features, FeatureTable, compute_features
 from sidmlp.trie import Trie
 
-# (student, states, mask, trie, k, num_beams, exclude) -> results; the reference by default.
-Decode = Callable[[Student, Tensor, Tensor, Trie, int, int, list[np.ndarray]], Decoded]
+# (states [B, T, D], mask [B, T], k, num_beams, exclude) -> dense item indices int64 [B, k], -1 past
+# the last; the exclusions are dense indices, one array per request.
+Decode = Callable[[Tensor, Tensor, int, int, list[np.ndarray]], Tensor]
+# The decode of a student as it is at that moment; called once per validation.
+MakeDecode = Callable[[Student], Decode]
 
 
 @dataclass(frozen=True)
@@ -87,24 +90,32 @@ def make_student(
 
 
 def distillation_loss(
-    student: list[Tensor], teacher: list[Tensor], codes: Tensor, options: DistillOptions
+    student: list[Tensor],
+    teacher: list[Tensor],
+    codes: Tensor,
+    options: DistillOptions,
+    real: Tensor | None = None,
 ) -> Tensor:
-    """The module's formula, averaged over the batch.
+    """The module's formula, averaged over the batch, or over its rows where ``real`` is True.
 
-    student, teacher: per level logits [B, C_l]; codes: int64 [B, L], the true codes.
+    student, teacher: per level logits [B, C_l], of which half precision becomes fp32 first; codes:
+    int64 [B, L], the true codes; real: bool [B].
     """
     alpha, tau = options.alpha, options.tau
-    total = codes.new_zeros((), dtype=student[0].dtype)
+    total: Tensor | None = None
     for level, (own, wanted) in enumerate(zip(student, teacher, strict=True)):
+        own = own.to(torch.promote_types(own.dtype, torch.float32))
         divergence = functional.kl_div(
             (own / tau).log_softmax(-1),
             (wanted / tau).log_softmax(-1),
-            reduction="batchmean",
+            reduction="none",
             log_target=True,
-        )
-        truth = functional.cross_entropy(own, codes[:, level])
-        total = total + alpha * tau**2 * divergence + (1 - alpha) * truth
-    return total
+        ).sum(-1)
+        truth = functional.cross_entropy(own, codes[:, level], reduction="none")
+        part = alpha * tau**2 * divergence + (1 - alpha) * truth
+        total = part if total is None else total + part
+    assert total is not None
+    return total.mean() if real is None else (total * real).sum() / real.sum()
 
 
 def distill(
@@ -116,11 +127,13 @@ def distill(
     loop: LoopOptions,
     *,
     max_examples: int | None = None,
-    validation_users: int = 1000,
+    validation_users: int | None = 1000,
     validation_beams: int = 20,
-    decode: Decode = decode_states,
+    decode: MakeDecode | None = None,
+    execution: Execution | None = None,
     feature_directory: Path | None = None,
     feature_dtype: str = "float16",
+    feature_precision: str = "fp32",
     state_file: Path | None = None,
     fingerprint: str = "",
     progress: bool = True,
@@ -129,9 +142,16 @@ def distill(
     """Trains the student in place; the weights of the best validation NDCG@10 stay.
 
     item_codes: int64 [num_items, L]. max_examples: a random sample of the training examples, all
-    by default. feature_directory: where the teacher's outputs are kept between runs; in memory
-    otherwise. decode: what validation recommends with, ``sidmlp.beam.decode_states`` by default.
+    by default. validation_users: at most that many; None takes all. decode: what validation
+    recommends with, the reference by default. execution: fp32 on the CPU by default; teacher and
+    student are moved to its device and stay there. feature_precision: of the teacher's forward,
+    which is over in seconds, so that bf16 would gain little. feature_directory: where its outputs
+    are kept between runs; in memory otherwise.
     """
+    execution = execution or Execution()
+    device = execution.device
+    asking = replace(execution, precision=feature_precision)
+    student.to(device)
     teacher.requires_grad_(False)
     generator = np.random.default_rng(loop.seed)
     examples = split.train
@@ -146,24 +166,42 @@ def distill(
         directory=feature_directory,
         fingerprint=f"{fingerprint} seed={loop.seed}",
         dtype=feature_dtype,
+        execution=asking,
         progress=progress,
     )
-    sizes = teacher.tokens.codes_per_level
-    trie = Trie.from_codes(item_codes, codes_per_level=sizes)
+    sizes = list(teacher.tokens.codes_per_level)
+    resident = execution.on_gpu and FeatureTable.fits(features, device)
+    table = FeatureTable(features, device) if resident else None
 
-    def loss_of(index: np.ndarray) -> Tensor:
-        states, mask = features.batch_states(index)
-        codes = torch.from_numpy(features.codes[index])
-        wanted = features.batch_logits(index).split(list(sizes), dim=1)
-        return distillation_loss(student(states, mask, codes), list(wanted), codes, options)
+    def loss_of_batch(
+        states: Tensor, mask: Tensor, logits: Tensor, codes: Tensor, real: Tensor
+    ) -> Tensor:
+        wanted = list(logits.split(sizes, dim=1))
+        return distillation_loss(student(states, mask, codes), wanted, codes, options, real)
 
-    held_out_features = compute_features(teacher, held_out, item_codes, progress=False)
+    compiled: Callable[..., Tensor] = (
+        torch.compile(loss_of_batch, dynamic=False) if execution.compile else loss_of_batch
+    )
+
+    def loss_of(longest: int, index: Tensor, *batch: Tensor) -> Tensor:
+        batch = batch if table is None else table.batch(index, longest)
+        return compiled(*batch, index >= 0)
+
+    def inputs_of(index: np.ndarray, longest: int) -> tuple[Tensor, ...]:
+        batch = (torch.from_numpy(index), *features.batch(index, longest))
+        return tuple(part.to(device) for part in batch)
+
+    held_out_features = compute_features(
+        teacher, held_out, item_codes, execution=asking, progress=False
+    )
+    make_decode = decode or reference_decode(item_codes)
+    hidden, targets = histories(held_out), torch.from_numpy(held_out.target_items())
 
     def validate() -> float:
         found = recommend(
-            student, held_out_features, trie, histories(held_out), 10, validation_beams, decode
+            make_decode(student), held_out_features, hidden, 10, validation_beams, device
         )
-        return ndcg_at_k(found, torch.from_numpy(held_out.target_items()), 10).mean
+        return ndcg_at_k(found, targets, 10).mean
 
     return train(
         student,
@@ -172,6 +210,9 @@ def distill(
         validate,
         loop,
         name="student",
+        execution=execution,
+        lengths=features.lengths,
+        inputs_of=inputs_of if table is None else None,
         state_file=state_file,
         fingerprint=f"{fingerprint} {options} {student.config}",
         progress=progress,
@@ -179,23 +220,42 @@ def distill(
     )
 
 
+def reference_decode(item_codes: np.ndarray) -> MakeDecode:
+    """Validation by the reference, ``sidmlp.beam``; item_codes: int64 [num_items, L]."""
+
+    def make(student: Student) -> Decode:
+        trie = Trie.from_codes(item_codes, codes_per_level=student.config.codes_per_level)
+        trie = trie.to(next(student.parameters()).device)
+
+        def decode(
+            states: Tensor, mask: Tensor, k: int, num_beams: int, exclude: list[np.ndarray]
+        ) -> Tensor:
+            return decode_states(student, states, mask, trie, k, num_beams, exclude).items
+
+        return decode
+
+    return make
+
+
 def recommend(
-    student: Student,
+    decode: Decode,
     features: Features,
-    trie: Trie,
     exclude: list[np.ndarray],
     k: int,
     num_beams: int,
-    decode: Decode = decode_states,
-    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """The k best items of every example, int64 [n, k], -1 where there are fewer."""
-    student.eval()
+    """The k best items of every example, int64 [n, k] on the CPU, -1 where there are fewer.
+
+    device: where ``decode`` takes its states. batch_size: by default 128, on a GPU 1024.
+    """
     found = []
-    work = list(batches(len(features), batch_size))
+    size = batch_size or (128 if torch.device(device).type == "cpu" else 1024)
+    work = list(batches(len(features), size))
     for index in bar(work, "student", progress):
-        states, mask = features.batch_states(index)
+        states, mask = (part.to(device) for part in features.batch_states(index))
         hidden = [exclude[i] for i in index]
-        found.append(decode(student, states, mask, trie, k, num_beams, hidden).items)
+        found.append(decode(states, mask, k, num_beams, hidden).cpu())
     return torch.cat(found)

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from sidmlp.data import Examples, Interactions, Split, training_counts
 from sidmlp.distill import recommend as recommend_by_student
+from sidmlp.distill import reference_decode
 from sidmlp.metrics import ndcg_at_k, recall_at_k
 from sidmlp.progress import bar
 from sidmlp.student import Student
 from sidmlp.teacher import PrefixTable, SearchResult, Teacher
 from sidmlp.teacher.train import batches, histories
 from sidmlp.teacher.train import recommend as recommend_by_teacher
+from sidmlp.training import Execution
 from sidmlp.training.features import Features, compute_features
-from sidmlp.trie import Trie
 
 # (histories, exclusions, k) -> items int64 [n, k], all in dense indices.
 Recommend = Callable[[list[np.ndarray], list[np.ndarray], int], Tensor]
@@ -89,8 +90,11 @@ def by_teacher(
     k: int = 10,
     num_beams: int = 50,
     constrained: bool = True,
+    execution: Execution | None = None,
 ) -> SearchResult:
-    """The teacher's beam search for every question."""
+    """The teacher's beam search for every question; fp32 on the CPU by default."""
+    execution = execution or Execution()
+    teacher.to(execution.device)
     table = PrefixTable(codes, teacher.tokens.codes_per_level)
     return recommend_by_teacher(
         teacher,
@@ -101,6 +105,7 @@ def by_teacher(
         num_beams=num_beams,
         constrained=constrained,
         exclude=questions.exclude,
+        execution=execution,
         progress=True,
     )
 
@@ -114,16 +119,22 @@ def by_reference(
     k: int = 10,
     num_beams: int = 50,
 ) -> Tensor:
-    """The student's reference decode for every question, int64 [n, k]."""
-    trie = Trie.from_codes(codes, codes_per_level=student.config.codes_per_level)
+    """The student's reference decode for every question, on its device, int64 [n, k]."""
+    student.eval()
+    decode = reference_decode(codes)(student)
+    device = next(student.parameters()).device
     return recommend_by_student(
-        student, features, trie, questions.exclude, k, num_beams, progress=True
+        decode, features, questions.exclude, k, num_beams, device, progress=True
     )
 
 
-def encoder_features(teacher: Teacher, codes: np.ndarray, questions: Questions) -> Features:
-    """The teacher's encoder states of every question, in full precision."""
-    return compute_features(teacher, questions.examples, codes, dtype="float32")
+def encoder_features(
+    teacher: Teacher, codes: np.ndarray, questions: Questions, execution: Execution | None = None
+) -> Features:
+    """The teacher's encoder states of every question, kept in full precision."""
+    return compute_features(
+        teacher, questions.examples, codes, dtype="float32", execution=execution
+    )
 
 
 def by_callable(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 
 def positive(text: str) -> int:
@@ -35,26 +37,74 @@ def share(text: str) -> float:
     return value
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """What the parser makes of the arguments; ValueError with its reason where it refuses them."""
+def parse(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    namespace: argparse.Namespace | None = None,
+) -> argparse.Namespace:
+    """What the parser makes of the arguments, over those of ``namespace``; ValueError with its
+    reason where it refuses them."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return parser.parse_args(arguments)
+            return parser.parse_args(arguments, namespace)
     except SystemExit:
         reason = said.getvalue().strip().splitlines()[-1:]
         raise ValueError("".join(reason).partition("error: ")[2] or "refused") from None
 
 
+def add_execution_arguments(
+    parser: argparse.ArgumentParser, *, precision: str = "auto", compiles: bool = False
+) -> None:
+    """Where a model runs. precision: the default; compiles: whether --compile means anything."""
+    group = parser.add_argument_group("device")
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: a GPU if there is one",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default=precision,
+        help="bf16: matrix products in bfloat16, weights and losses in fp32; auto: bf16 on a GPU",
+    )
+    if compiles:
+        group.add_argument(
+            "--compile",
+            action="store_true",
+            help="run training steps through torch.compile: some minutes first, faster afterwards",
+        )
+
+
+@dataclass(frozen=True)
+class TrainingDefaults:
+    """Defaults of a training that differ between devices."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    validate_every: int
+    validation_users: int | None  # None: all
+
+
 def add_training_arguments(
-    parser: argparse.ArgumentParser, *, epochs: int, learning_rate: float, batch_size: int
+    parser: argparse.ArgumentParser, *, cpu: TrainingDefaults, cuda: TrainingDefaults
 ) -> None:
     """What teacher and student training have in common."""
     group = parser.add_argument_group("training")
+    parser.set_defaults(training_defaults={"cpu": cpu, "cuda": cuda})
+
+    def add_by_device(name: str, kind: Callable[[str], Any], field: str, text: str) -> None:
+        values = [getattr(defaults, field) or "all" for defaults in (cpu, cuda)]
+        text += " (default: {}, on a GPU {})".format(*values)
+        group.add_argument(name, type=kind, metavar="N", dest=field, help=text)
+
     add = group.add_argument
-    add("--epochs", type=positive, default=epochs, help="passes over the training examples")
-    add("--batch-size", type=positive, default=batch_size, help="examples per step")
-    add("--lr", type=float, default=learning_rate, help="largest learning rate (AdamW)")
+    add_by_device("--epochs", positive, "epochs", "passes over the training examples")
+    add_by_device("--batch-size", positive, "batch_size", "examples per step")
+    add_by_device("--lr", float, "learning_rate", "largest learning rate (AdamW)")
     add("--warmup", type=int, default=200, help="steps over which the rate rises to --lr")
     add("--weight-decay", type=float, default=0.01, help="pull of the weights towards zero")
     add(
@@ -63,8 +113,9 @@ def add_training_arguments(
         metavar="N",
         help="a fresh random sample per epoch instead of all examples (default: all)",
     )
-    add(
-        "--validate-every", type=positive, default=1, metavar="N", help="epochs between validations"
+    add_by_device("--validate-every", positive, "validate_every", "epochs between validations")
+    add_by_device(
+        "--validation-users", positive, "validation_users", "at most that many users validate"
     )
     add(
         "--patience",

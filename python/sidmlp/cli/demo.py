@@ -84,8 +84,8 @@ def run(options: argparse.Namespace) -> None:
     steps = {
         "data": source,
         "tokenize": TOKENIZE.split(),
-        "train-teacher": [*TEACHER.split(), "--restart"],
-        "distill": [*STUDENT.split(), "--restart"],
+        "train-teacher": [*TEACHER.split(), "--device", "cpu", "--restart"],
+        "distill": [*STUDENT.split(), "--device", "cpu", "--restart"],
         "export": [],
     }
     for command, arguments in steps.items():

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_training_arguments, positive, share
+from .arguments import (
+    TrainingDefaults,
+    add_execution_arguments,
+    add_training_arguments,
+    positive,
+    share,
+)
 from .run_directory import RunDirectory, add_run_argument
 
 
@@ -25,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--heads", type=positive, default=4, help="attention heads")
     add("--ffn", type=positive, help="width of the feed-forward layer (default: 4 x the width)")
     add("--dropout", type=share, default=0.2, help="share of activations dropped")
-    add_training_arguments(parser, epochs=50, learning_rate=1e-3, batch_size=512)
+    add_execution_arguments(parser, compiles=True)
+    add_training_arguments(
+        parser,
+        cpu=TrainingDefaults(50, 512, 1e-3, validate_every=1, validation_users=1000),
+        cuda=TrainingDefaults(200, 1024, 1e-3, validate_every=5, validation_users=None),
+    )
     loss = parser.add_argument_group("what is learnt")
     loss.add_argument(
         "--alpha",
@@ -49,7 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number format in which the teacher's outputs are kept",
     )
     loss.add_argument(
+        "--feature-precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="precision in which the teacher computes them",
+    )
+    loss.add_argument(
         "--beams", type=positive, default=20, help="candidates kept per level in validation"
+    )
+    loss.add_argument(
+        "--validate-with",
+        choices=("kernel", "reference"),
+        default="kernel",
+        help="what decodes the student in validation: sidmlp_kernels, or plain PyTorch",
     )
 
 
@@ -57,12 +80,21 @@ def run(options: argparse.Namespace) -> None:
     """Distils and writes the student."""
     from sidmlp.data import leave_last_out
     from sidmlp.data.files import sha256_of_file
-    from sidmlp.distill import DistillOptions, distill, make_student
+    from sidmlp.distill import DistillOptions, distill, make_student, reference_decode
 
     from .artifacts import load_codes, load_data, load_teacher, save_student
-    from .loop_options import loop_options, set_threads, summary, training_log
+    from .kernel_validation import kernel_decode
+    from .loop_options import (
+        execution_of,
+        loop_options,
+        set_threads,
+        summary,
+        training_choices,
+        training_log,
+    )
 
     set_threads(options.threads)
+    execution = execution_of(options)
     directory = RunDirectory(options.run)
     record = directory.require("train-teacher")
     data, (codes, _) = load_data(directory), load_codes(directory)
@@ -79,17 +111,22 @@ def run(options: argparse.Namespace) -> None:
         dropout=options.dropout,
         seed=options.seed,
     )
+    decode_by = {"kernel": kernel_decode, "reference": reference_decode}[options.validate_with]
     result = distill(
         student,
         teacher,
         leave_last_out(data),
         codes,
         DistillOptions(alpha=options.alpha, tau=options.tau),
-        loop_options(options),
+        loop_options(options, execution),
         max_examples=options.max_examples,
+        validation_users=training_choices(options, execution).validation_users,
         validation_beams=max(options.beams, 10),
+        decode=decode_by(codes),
+        execution=execution,
         feature_directory=directory.features,
         feature_dtype=options.feature_dtype,
+        feature_precision=options.feature_precision,
         state_file=directory.student_progress,
         fingerprint=record["fingerprint"],
         log=training_log(directory, "student", options),

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .arguments import positive
+from .arguments import add_execution_arguments, positive
 from .run_directory import RunDirectory, add_run_argument
 
 if TYPE_CHECKING:
     from sidmlp.evaluate import Quality, Recommend
     from sidmlp.teacher import Teacher
+    from sidmlp.training import Execution
 
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel")
 RESCORERS = ("teacher",)
@@ -60,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure its order of the kernel's items, beside both alone (default: nobody's)",
     )
     add("--seed", type=int, default=0, help="start of all random numbers")
+    add_execution_arguments(parser, precision="fp32")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -67,12 +70,22 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.data.files import write_json
     from sidmlp.evaluate import format_table
 
+    from .loop_options import execution_of
+
     directory = RunDirectory(options.run)
     names = options.methods
     if options.rescore:
         names += tuple(name for name in ("teacher", "kernel") if name not in names)
         names += (RESCORE,)
-    found = measure(directory, names, options.beams, options.split, options.users, options.seed)
+    found = measure(
+        directory,
+        names,
+        options.beams,
+        options.split,
+        options.users,
+        options.seed,
+        execution_of(options),
+    )
     write_json(
         directory.path / "evaluate.json",
         {
@@ -101,8 +114,12 @@ def measure(
     split_name: str = "test",
     users: int | None = None,
     seed: int = 0,
+    execution: Execution | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Per method its Quality as a dict, and a note where there is something to say."""
+    """Per method its Quality as a dict, and a note where there is something to say.
+
+    execution: of teacher, reference and kernel; fp32 on the CPU by default.
+    """
     from sidmlp.data import leave_last_out
     from sidmlp.evaluate import (
         Quality,
@@ -113,11 +130,14 @@ def measure(
         by_teacher,
         encoder_features,
     )
+    from sidmlp.training import Execution
 
     from .artifacts import load_codes, load_data, load_student, load_teacher
 
     if beams < 10:
         raise ValueError(f"--beams must be at least 10, as ten items are scored, got {beams}")
+    execution = execution or Execution()
+    kernel = partial(kernel_recommend, directory, beams, execution)
     data = load_data(directory)
     split = leave_last_out(data)
     examples = split.test if split_name == "test" else split.validation
@@ -127,19 +147,24 @@ def measure(
         if name == "popularity":
             return Quality.of(by_popularity(data, split, questions), questions.targets), ""
         if name == "kernel":
-            recommend = kernel_recommend(directory, beams)
-            return Quality.of(by_callable(recommend, questions), questions.targets), ""
+            return Quality.of(by_callable(kernel(), questions), questions.targets), ""
         teacher, (codes, _) = load_teacher(directory), load_codes(directory)
         if name == RESCORE:
-            recommend = kernel_recommend(directory, beams, rescore_by=teacher)
-            return Quality.of(by_callable(recommend, questions), questions.targets), ""
+            return Quality.of(by_callable(kernel(teacher), questions), questions.targets), ""
         if name == "reference":
-            student = load_student(directory)
-            features = encoder_features(teacher, codes, questions)
+            student = load_student(directory).to(execution.device)
+            features = encoder_features(teacher, codes, questions, execution)
             items = by_reference(student, features, codes, questions, num_beams=beams)
             return Quality.of(items, questions.targets), ""
         constrained = name == "teacher"
-        found = by_teacher(teacher, codes, questions, num_beams=beams, constrained=constrained)
+        found = by_teacher(
+            teacher,
+            codes,
+            questions,
+            num_beams=beams,
+            constrained=constrained,
+            execution=execution,
+        )
         wasted = float(found.invalid.double().mean()) / beams
         note = "" if constrained else f"{wasted:.1%} of its beams name no item"
         return Quality.of(found.items, questions.targets), note
@@ -152,10 +177,14 @@ def measure(
 
 
 def kernel_recommend(
-    directory: RunDirectory, beams: int, rescore_by: Teacher | None = None
+    directory: RunDirectory,
+    beams: int,
+    execution: Execution,
+    rescore_by: Teacher | None = None,
 ) -> Recommend:
     """The exported student behind sidmlp_kernels, in dense item indices.
 
+    execution: its device, and bfloat16 if its precision is bf16, float32 otherwise.
     rescore_by: the teacher whose encoder the student reads, to order the student's items.
     """
     import numpy as np
@@ -167,7 +196,11 @@ def kernel_recommend(
     from .artifacts import load_data
 
     exported = directory.require("export")
-    model = sidmlp_kernels.load(exported["directory"])
+    model = sidmlp_kernels.load(
+        exported["directory"],
+        device=execution.device,
+        dtype=torch.bfloat16 if execution.precision == "bf16" else torch.float32,
+    )
     rescore = None
     if rescore_by is not None:
         rescore = CandidateScorer(rescore_by.to(model.device).eval())

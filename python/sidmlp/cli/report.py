@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import positive
+from .arguments import add_execution_arguments, positive
 from .run_directory import RunDirectory, add_run_argument
 
 # Trainings: name -> the command that leaves the record.
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seconds", type=float, default=5.0, help="how long to time each method, about"
     )
+    add_execution_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -68,10 +69,17 @@ def run(options: argparse.Namespace) -> None:
         trained[PLUS] = trainings(plus)["student"]
     out = options.out or directory.path / "report"
     if options.speed:
+        from .loop_options import execution_of
         from .speed import measure_speed
 
         timing = (evaluation["beams"], options.batch, options.seconds)
-        measured = measure_speed(directory, tuple(quality), *timing, plus=options.plus)
+        measured = measure_speed(
+            directory,
+            tuple(quality),
+            *timing,
+            plus=options.plus,
+            execution=execution_of(options),
+        )
         found = {"made_from": directory.fingerprints(), "speed": measured}
         write_json(directory.path / SPEED, found)
     about = {

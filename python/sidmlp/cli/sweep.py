@@ -34,6 +34,8 @@ SETTING = "setting.json"
 SCORE = "validation_ndcg@10"
 # These decide which examples the teacher is asked about and how its answers are kept.
 OF_FEATURES = ("seed", "max_examples", "feature_dtype")
+# What argparse keeps beside the options.
+NOT_VALUES = ("command", "run_command", "training_defaults")
 OWN = ("set", "published", "search", "runs", "sweep_seed", "out")
 
 
@@ -110,13 +112,14 @@ def chosen_settings(options: argparse.Namespace) -> list[tuple[Setting, argparse
         raise ValueError("--runs and --search random belong together; give both or neither")
     parser = argparse.ArgumentParser(prog="sidmlp distill")
     distill.add_arguments(parser)
+    kept = {name: value for name, value in vars(options).items() if name not in OWN}
+    common = argparse.Namespace(**kept)
     for name, texts in grid.items():  # every value, also where a random search may skip it
         for text in texts:
-            parsed({name: text}, parser)
-    common = {name: value for name, value in vars(options).items() if name not in OWN}
+            parsed({name: text}, parser, common)
     settings: list[tuple[Setting, argparse.Namespace]] = []
     for setting in combinations(grid, search, options.runs, options.sweep_seed):
-        own = argparse.Namespace(**{**common, **parsed(setting, parser)})
+        own = parsed(setting, parser, common)
         if all(own != other for _, other in settings):
             settings.append((setting, own))
     return settings
@@ -135,7 +138,7 @@ def one_run(
     described = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(options).items()
-        if name not in (*NOT_SETTINGS, "command", "run_command")
+        if name not in (*NOT_SETTINGS, *NOT_VALUES)
     }
     varies = any(name.replace("-", "_") in OF_FEATURES for name in setting)
     own = student_run(directory, path, share_features=not varies)

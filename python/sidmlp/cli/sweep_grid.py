@@ -7,7 +7,6 @@ import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from .arguments import parse
 
@@ -62,19 +61,18 @@ def combinations(grid: Grid, search: str, runs: int | None, seed: int) -> Iterat
         yield dict(zip(grid, chosen, strict=True))
 
 
-def parsed(setting: Setting, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The setting's values by destination, as ``parser`` reads them; ValueError for wrong ones."""
-    arguments = [f"--{name}={value}" for name, value in setting.items()]
-    refused = [name for name in setting if name in NOT_SETTINGS]
+def parsed(
+    setting: Setting, parser: argparse.ArgumentParser, common: argparse.Namespace
+) -> argparse.Namespace:
+    """``common`` with the setting's values as ``parser`` reads them; ValueError for wrong ones."""
+    refused = [name for name in setting if name.replace("-", "_") in NOT_SETTINGS]
     if refused:
         raise ValueError(f"--set {refused[0]}: this is no setting of a student; leave it out")
+    arguments = [f"--{name}={value}" for name, value in setting.items()]
     try:
-        options = parse(parser, arguments)
+        return parse(parser, arguments, argparse.Namespace(**vars(common)))
     except ValueError as error:
-        raise ValueError(
-            f"--set: {error}; `sidmlp distill --help` lists what can be set"
-        ) from None
-    return {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in setting}
+        raise ValueError(f"--set: {error}; `sidmlp distill --help` lists what can be set") from None
 
 
 def label(setting: Setting) -> str:

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_training_arguments, positive, share
+from .arguments import (
+    TrainingDefaults,
+    add_execution_arguments,
+    add_training_arguments,
+    positive,
+    share,
+)
 from .run_directory import RunDirectory, add_run_argument
 
 
@@ -23,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--head-dim", type=positive, default=64, help="width of a head")
     size.add_argument("--ffn", type=positive, default=1024, help="width of the feed-forward layers")
     size.add_argument("--dropout", type=share, default=0.1, help="share of activations dropped")
-    add_training_arguments(parser, epochs=30, learning_rate=1e-3, batch_size=256)
+    add_execution_arguments(parser, compiles=True)
+    add_training_arguments(
+        parser,
+        cpu=TrainingDefaults(30, 256, 1e-3, validate_every=1, validation_users=1000),
+        cuda=TrainingDefaults(200, 1024, 2e-3, validate_every=5, validation_users=None),
+    )
     parser.add_argument(
         "--targets-per-history",
         type=positive,
@@ -46,9 +57,17 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.training import seed_everything
 
     from .artifacts import load_codes, load_data, save_teacher
-    from .loop_options import loop_options, set_threads, summary, training_log
+    from .loop_options import (
+        execution_of,
+        loop_options,
+        set_threads,
+        summary,
+        training_choices,
+        training_log,
+    )
 
     set_threads(options.threads)
+    execution = execution_of(options)
     directory = RunDirectory(options.run)
     record = directory.require("tokenize")
     data, (codes, tokens) = load_data(directory), load_codes(directory)
@@ -68,9 +87,11 @@ def run(options: argparse.Namespace) -> None:
         teacher,
         leave_last_out(data),
         codes,
-        loop_options(options),
+        loop_options(options, execution),
         targets_per_history=options.targets_per_history,
+        validation_users=training_choices(options, execution).validation_users,
         validation_beams=max(options.beams, 10),
+        execution=execution,
         state_file=directory.teacher_progress,
         fingerprint=record["fingerprint"],
         log=training_log(directory, "teacher", options),

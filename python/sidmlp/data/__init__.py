@@ -6,6 +6,7 @@ from .interactions import Interactions
 from .movielens import load_movielens
 from .split import Examples, Split, leave_last_out, training_counts, training_mask
 from .tables import load_table
+from .token_table import TokenTable
 from .tokens import TokenSpec, check_servable
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Interactions",
     "Split",
     "TokenSpec",
+    "TokenTable",
     "check_servable",
     "leave_last_out",
     "load_amazon",

@@ -40,7 +40,7 @@ class TrainingLog:
     def __call__(self, facts: dict[str, float]) -> None:
         """Takes an epoch's facts: ``epoch`` and any of SCALARS."""
         epoch = int(facts["epoch"])
-        known = {name: value for name, value in facts.items() if math.isfinite(value)}
+        known = {name: float(value) for name, value in facts.items() if math.isfinite(value)}
         earlier = [] if epoch == 1 else read_log(self.path)
         write_json(self.path, [*(past for past in earlier if past["epoch"] < epoch), known])
         if self._make_writer is not None:

@@ -16,6 +16,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 from sidmlp.data import TokenSpec
 
 from .decoder import DecoderState
+from .encoder import Layer, encoder_layer, encoder_states
+
+IGNORED = -100  # no token
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,17 @@ class Teacher(nn.Module):
             )
         )
         self.register_buffer("offsets", torch.tensor(tokens.code_offsets), persistent=False)
+        self._compiled_layer: Layer = encoder_layer
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encoder states [B, T, dim] of token ids int64 [B, T] and mask bool [B, T]."""
-        return self.t5.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        dropout = self.config.dropout if self.training else 0.0
+        layer = self._compiled_layer if self.training else encoder_layer
+        return encoder_states(self.t5.encoder, ids, mask, dropout, layer)
+
+    def compile_training(self) -> None:
+        """Training goes through torch.compile from now on: the encoder, where its time goes."""
+        self._compiled_layer = torch.compile(encoder_layer, dynamic=False)
 
     def decoder_logits(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
         """Logits [B, K, L, vocab] under teacher forcing with K targets a user, int64 [B, K, L].
@@ -88,9 +98,12 @@ class Teacher(nn.Module):
         ids, mask: [B, T] histories; codes: int64 [B, K, L], the targets of each history, of which
         those count where real, bool [B, K], is True.
         """
-        logits = self.decoder_logits(self.encode(ids, mask), mask, codes)[real]
-        wanted = (codes + self.offsets)[real]
-        return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        logits = self.decoder_logits(self.encode(ids, mask), mask, codes)
+        # Ignored rather than left out, so that no shape depends on values.
+        wanted = (codes + self.offsets).masked_fill(~real[..., None], IGNORED)
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 2).float(), wanted.flatten(), ignore_index=IGNORED
+        )
 
     def level_logits(self, logits: Tensor) -> list[Tensor]:
         """Of logits [.., L, vocab], level l's own codes: a list of [.., C_l]."""

@@ -6,6 +6,7 @@ catalogue only removes candidates; nothing is renormalised. (The student renorma
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,18 @@ class PrefixTable:
         self.leaf_items = torch.from_numpy(order)
         sizes = np.bincount(parent, minlength=nodes)
         self.leaf_begin = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]))
+        self.leaf_sizes = torch.from_numpy(sizes)
+        self.largest_leaf = int(sizes.max(initial=0))
+
+    def to(self, device: torch.device | str) -> PrefixTable:
+        """The same table for searches on another device."""
+        moved = copy.copy(self)
+        moved.children = [table.to(device) for table in self.children]
+        moved.leaf_of_item = self.leaf_of_item.to(device)
+        moved.leaf_items = self.leaf_items.to(device)
+        moved.leaf_begin = self.leaf_begin.to(device)
+        moved.leaf_sizes = self.leaf_sizes.to(device)
+        return moved
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,7 @@ def beam_search(
     training = teacher.training
     teacher.eval()
     try:
+        table = table.to(ids.device)
         state = DecoderState(teacher, teacher.encode(ids, mask), mask)
         run = _constrained if constrained else _unconstrained
         leaves, scores, invalid = run(teacher, state, table, num_beams, len(ids), exclude)
@@ -100,19 +114,18 @@ def _constrained(
     exclude: list[np.ndarray] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     spec = teacher.tokens
-    nodes = torch.zeros(users, 1, dtype=torch.int64)
-    scores = torch.zeros(users, 1)
-    tokens = torch.full((users, 1), spec.pad_id)
+    device = teacher.offsets.device
+    nodes = torch.zeros(users, 1, dtype=torch.int64, device=device)
+    scores = torch.zeros(users, 1, device=device)
+    tokens = torch.full((users, 1), spec.pad_id, device=device)
     for level, count in enumerate(spec.codes_per_level):
         start = spec.code_offsets[level]
-        log_probs = state.feed(tokens[..., None])[:, :, 0].log_softmax(-1)[
-            ..., start : start + count
-        ]
+        log_probs = _log_probs(state, tokens)[..., start : start + count]
         children = table.children[level][nodes]  # [users, beams, count]
         # A dead beam keeps node 0 and the score -inf, so that nothing below it can win.
         candidates = (scores[..., None] + log_probs).masked_fill(children < 0, -torch.inf)
         if exclude is not None and level == spec.num_levels - 1:
-            gone = torch.stack([_all_excluded(table, items) for items in exclude])
+            gone = _all_excluded(table, exclude)
             lost = gone.gather(1, children.clamp(min=0).flatten(1)).view_as(children)
             candidates = candidates.masked_fill(lost, -torch.inf)
         scores, chosen = _best(candidates.flatten(1), num_beams)
@@ -121,7 +134,7 @@ def _constrained(
         state.reorder(parents)
         tokens = code + start
     leaves = nodes.masked_fill(scores == -torch.inf, -1)
-    return leaves, scores, torch.zeros(users, dtype=torch.int64)
+    return leaves, scores, torch.zeros(users, dtype=torch.int64, device=device)
 
 
 def _unconstrained(
@@ -133,16 +146,18 @@ def _unconstrained(
     exclude: list[np.ndarray] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     spec = teacher.tokens
-    nodes = torch.zeros(users, 1, dtype=torch.int64)  # -1: the prefix has left the catalogue
-    scores = torch.zeros(users, 1)
-    tokens = torch.full((users, 1), spec.pad_id)
+    device = teacher.offsets.device
+    nodes = torch.zeros(users, 1, dtype=torch.int64, device=device)
+    scores = torch.zeros(users, 1, device=device)
+    tokens = torch.full((users, 1), spec.pad_id, device=device)
     for level, count in enumerate(spec.codes_per_level):
         start = spec.code_offsets[level]
-        log_probs = state.feed(tokens[..., None])[:, :, 0].log_softmax(-1)
+        log_probs = _log_probs(state, tokens)
         vocabulary = log_probs.shape[-1]
         scores, chosen = _best((scores[..., None] + log_probs).flatten(1), num_beams)
         parents, tokens = chosen // vocabulary, chosen % vocabulary
         above, code = nodes.gather(1, parents), tokens - start
+        # A node of -1: the prefix has left the catalogue.
         inside = (above >= 0) & (code >= 0) & (code < count)
         below = table.children[level][above.clamp(min=0), code.clamp(0, count - 1)]
         nodes = torch.where(inside, below, -1)
@@ -154,17 +169,33 @@ def _unconstrained(
     return nodes.gather(1, order), scores.gather(1, order), invalid
 
 
+def _log_probs(state: DecoderState, tokens: Tensor) -> Tensor:
+    """After feeding tokens int64 [users, beams]: [users, beams, vocab], never half precision."""
+    logits = state.feed(tokens[..., None])[:, :, 0]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
 def _best(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` largest per row, equal ones by index (topk promises no order among those)."""
     values, index = candidates.sort(dim=1, descending=True, stable=True)
     return values[:, :count], index[:, :count]
 
 
-def _all_excluded(table: PrefixTable, items: np.ndarray) -> Tensor:
-    """Leaves whose every item is excluded, bool [leaves]."""
-    leaves = table.leaf_of_item[torch.from_numpy(np.unique(items))]
-    sizes = table.leaf_begin.diff()
-    return torch.bincount(leaves, minlength=sizes.numel()) == sizes
+def _all_excluded(table: PrefixTable, exclude: list[np.ndarray]) -> Tensor:
+    """Leaves whose every item is excluded, per request; bool [B, leaves]."""
+    device, leaves = table.leaf_sizes.device, table.leaf_sizes.numel()
+    rows, items = _flat([np.unique(one) for one in exclude], device)
+    place = rows * leaves + table.leaf_of_item[items]
+    counts = torch.zeros(len(exclude) * leaves, dtype=torch.int32, device=device)
+    counts.index_add_(0, place, torch.ones_like(place, dtype=torch.int32))
+    return counts.view(-1, leaves) == table.leaf_sizes
+
+
+def _flat(lists: list[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """All items of all requests one after another, and the request of each; int64 [n] both."""
+    rows = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
+    flat = np.concatenate([np.zeros(0), *lists]).astype(np.int64)
+    return torch.from_numpy(rows).to(device), torch.from_numpy(flat).to(device)
 
 
 def _emit(
@@ -176,17 +207,23 @@ def _emit(
     exclude: list[np.ndarray] | None,
 ) -> SearchResult:
     """Leaves to items, in catalogue order within a leaf, without the excluded ones, cut at k."""
-    items = torch.full((len(leaves), k), -1, dtype=torch.int64)
-    item_scores = torch.full((len(leaves), k), -torch.inf, dtype=scores.dtype)
-    for user in range(len(leaves)):
-        hidden = set() if exclude is None else set(exclude[user].tolist())
-        found = 0
-        for leaf, score in zip(leaves[user].tolist(), scores[user], strict=True):
-            if leaf < 0 or found == k:
-                break
-            begin, end = int(table.leaf_begin[leaf]), int(table.leaf_begin[leaf + 1])
-            for item in table.leaf_items[begin:end].tolist():
-                if item not in hidden and found < k:
-                    items[user, found], item_scores[user, found] = item, score
-                    found += 1
-    return SearchResult(items, item_scores, invalid)
+    users, device = len(leaves), leaves.device
+    inside = torch.arange(table.largest_leaf, device=device)
+    leaf = leaves.clamp(min=0)
+    real = (leaves >= 0)[..., None] & (inside < table.leaf_sizes[leaf][..., None])
+    place = (table.leaf_begin[leaf][..., None] + inside).clamp(max=table.leaf_items.numel() - 1)
+    found = table.leaf_items[place].flatten(1)  # [users, beams x largest leaf], best first
+    real = real.flatten(1)
+    if exclude is not None:
+        rows, excluded = _flat(exclude, device)
+        count = table.leaf_of_item.numel()
+        key = torch.arange(users, device=device)[:, None] * count + found
+        real &= ~torch.isin(key, rows * count + excluded)
+    rank = real.cumsum(1) - 1
+    # What is not wanted goes to a column that is cut off.
+    column = torch.where(real & (rank < k), rank, k)
+    items = torch.full((users, k + 1), -1, dtype=torch.int64, device=device)
+    item_scores = torch.full((users, k + 1), -torch.inf, dtype=scores.dtype, device=device)
+    items.scatter_(1, column, found)
+    item_scores.scatter_(1, column, scores.repeat_interleave(table.largest_leaf, dim=1))
+    return SearchResult(items[:, :k].cpu(), item_scores[:, :k].cpu(), invalid.cpu())

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sidmlp.data import Examples, Split
+from sidmlp.data import Examples, Split, TokenTable
 from sidmlp.metrics import ndcg_at_k
 from sidmlp.progress import bar
-from sidmlp.training import Log, LoopOptions, TrainingResult, train
+from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, train
 
 from .model import Teacher
 from .search import PrefixTable, SearchResult, beam_search
@@ -24,8 +25,9 @@ def train_teacher(
     options: LoopOptions,
     *,
     targets_per_history: int = 1,
-    validation_users: int = 1000,
+    validation_users: int | None = 1000,
     validation_beams: int = 20,
+    execution: Execution | None = None,
     state_file: Path | None = None,
     fingerprint: str = "",
     progress: bool = True,
@@ -36,25 +38,39 @@ def train_teacher(
     codes: int64 [num_items, L]. targets_per_history: an encoded history predicts its next item
     (1, TIGER's way) or that many following training items, which costs little more and teaches
     more where the order within a session means little. validation_users: at most that many, the
-    same ones each time.
+    same ones each time; None takes all. execution: the teacher is moved to its device and stays
+    there; fp32 on the CPU by default.
     """
-    table = PrefixTable(codes, teacher.tokens.codes_per_level)
+    execution = execution or Execution()
+    teacher.to(execution.device)
+    if execution.compile:
+        teacher.compile_training()
+    table = PrefixTable(codes, teacher.tokens.codes_per_level).to(execution.device)
     chosen = np.random.default_rng(options.seed).permutation(len(split.validation))
     held_out = split.validation.take(np.sort(chosen[:validation_users]))
     exclude = histories(held_out)
-    targets = torch.from_numpy(codes)
+    data = TokenTable(teacher.tokens, split.train, codes, execution.device)
+    ends = torch.from_numpy(split.train_end[split.train.users]).to(execution.device)
+    following = torch.arange(targets_per_history, device=execution.device)
 
-    def loss_of(index: np.ndarray) -> torch.Tensor:
-        batch = split.train.take(index)
-        ids, mask = teacher.tokens.batch_examples(batch, codes)
-        positions = batch.targets[:, None] + np.arange(targets_per_history)
-        real = positions < split.train_end[batch.users, None]
-        wanted = batch.items[np.where(real, positions, batch.targets[:, None])]
-        return teacher(ids, mask, targets[wanted], torch.from_numpy(real))
+    def loss_of(longest: int, index: Tensor) -> Tensor:
+        here = index.clamp(min=0)
+        ids, mask = data.batch(here, longest)
+        positions = data.targets[here][:, None] + following
+        real = (positions < ends[here][:, None]) & (index >= 0)[:, None]
+        wanted = data.items[torch.where(real, positions, data.targets[here][:, None])]
+        return teacher(ids, mask, data.codes[wanted], real)
 
     def validate() -> float:
         found = recommend(
-            teacher, held_out, codes, table, k=10, num_beams=validation_beams, exclude=exclude
+            teacher,
+            held_out,
+            codes,
+            table,
+            k=10,
+            num_beams=validation_beams,
+            exclude=exclude,
+            execution=execution,
         )
         return ndcg_at_k(found.items, torch.from_numpy(held_out.target_items()), 10).mean
 
@@ -65,6 +81,8 @@ def train_teacher(
         validate,
         options,
         name="teacher",
+        execution=execution,
+        lengths=data.lengths,
         state_file=state_file,
         fingerprint=f"{fingerprint} {teacher.config} targets={targets_per_history}",
         progress=progress,
@@ -82,16 +100,24 @@ def recommend(
     num_beams: int,
     constrained: bool = True,
     exclude: list[np.ndarray] | None = None,
-    batch_size: int = 128,
+    execution: Execution | None = None,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> SearchResult:
-    """``beam_search`` for every example, in batches."""
+    """``beam_search`` for every example, in batches, of the teacher on execution's device.
+
+    batch_size: by default 128, on a GPU 512.
+    """
+    execution = execution or Execution()
+    data = TokenTable(teacher.tokens, examples, codes, execution.device)
+    table = table.to(execution.device)
     parts = []
-    work = list(batches(len(examples), batch_size))
+    work = list(batches(len(examples), batch_size or (512 if execution.on_gpu else 128)))
     for index in bar(work, "teacher", progress):
-        ids, mask = teacher.tokens.batch_examples(examples.take(index), codes)
-        parts.append(
-            beam_search(
+        longest = int(data.lengths[index].max())
+        ids, mask = data.batch(torch.from_numpy(index).to(execution.device), longest)
+        with execution.autocast():
+            found = beam_search(
                 teacher,
                 ids,
                 mask,
@@ -101,7 +127,7 @@ def recommend(
                 constrained=constrained,
                 exclude=None if exclude is None else [exclude[i] for i in index],
             )
-        )
+        parts.append(found)
     return SearchResult(
         items=torch.cat([part.items for part in parts]),
         scores=torch.cat([part.scores for part in parts]),

@@ -1,9 +1,12 @@
 """What every training has in common: batches, schedule, checkpoints, resuming, early stopping."""
 
+from .execution import PRECISIONS, Execution
 from .loop import Log, LoopOptions, TrainingFailed, TrainingResult, train
 from .states import load_tensors, save_tensors, seed_everything
 
 __all__ = [
+    "PRECISIONS",
+    "Execution",
     "Log",
     "LoopOptions",
     "TrainingFailed",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,19 @@ from torch import Tensor, nn
 
 from sidmlp.progress import bar
 
-from .states import load_tensors, save_tensors, seed_everything
+from .batches import Batch, batches_of
+from .execution import Execution
+from .states import load_tensors, random_state, save_tensors, seed_everything, set_random_state
+from .step import LossOf, Step
 
 logger = logging.getLogger(__name__)
 
 # Called after every epoch with numbers by name.
 Log = Callable[[dict[str, float]], None]
+# (index int64 [B] with -1 for no example, longest) -> what the loss reads, on the device.
+InputsOf = Callable[[np.ndarray, int], tuple[Tensor, ...]]
+
+STEPS_PER_CHECK = 64  # asking for the loss waits for the device
 
 
 class TrainingFailed(ValueError):
@@ -79,11 +86,14 @@ class TrainingResult:
 def train(
     model: nn.Module,
     num_examples: int,
-    loss_of: Callable[[np.ndarray], Tensor],
+    loss_of: LossOf,
     validate: Callable[[], float],
     options: LoopOptions,
     *,
     name: str,
+    execution: Execution | None = None,
+    lengths: np.ndarray | None = None,
+    inputs_of: InputsOf | None = None,
     state_file: Path | None = None,
     fingerprint: str = "",
     progress: bool = True,
@@ -91,64 +101,79 @@ def train(
 ) -> TrainingResult:
     """Trains ``model`` in place and leaves the weights of the best validation in it.
 
-    loss_of: scalar loss of the examples at the given indices, int64 [<= batch_size].
+    loss_of: (longest, *inputs) -> scalar mean loss of a batch. By default the only input is the
+    index of the examples, int64 [<= batch_size] on the device, -1 where the batch has none: those
+    must not count, and at least one does. ``inputs_of(index, longest)`` makes others, on the
+    device, from the index as a numpy array. lengths: int64 [num_examples]; ``longest`` bounds those
+    of the batch, and is 0 without them. On a GPU or compiled, batches have one size and few values
+    of ``longest``, and loss_of must not wait for the device, as it is captured in a CUDA graph.
     validate: a score, higher is better; it is called in evaluation mode without gradients.
+    execution: fp32 on the CPU by default; the model must be on its device.
     state_file: resumed from when it exists, written after every epoch. fingerprint names the data
     and model; a state file with another one, or other options, is refused. log: called after every
     epoch with its number ``epoch``, mean ``loss``, last ``learning_rate``, mean ``gradient_norm``
     before clipping, ``seconds`` with validation, and ``score`` where it was validated.
-    Raises TrainingFailed when the loss is not finite.
+    Raises TrainingFailed when the loss is not finite, at the latest at the end of the epoch.
     """
     if num_examples < 1:
         raise ValueError(f"{name} has no training example; its users need at least 4 interactions")
+    execution = execution or Execution()
     seed_everything(options.seed)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=options.learning_rate, weight_decay=options.weight_decay
+    step = Step(
+        [p for p in model.parameters() if p.requires_grad],
+        loss_of,
+        options.learning_rate,
+        options.weight_decay,
+        options.clip_norm,
+        execution,
     )
     per_epoch = min(options.examples_per_epoch or num_examples, num_examples)
-    steps = options.epochs * -(-per_epoch // options.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate(step, min(options.warmup_steps, steps // 10), steps)
-    )
-    identity = {"fingerprint": fingerprint, "examples": num_examples, **asdict(options)}
+
+    def batches_of_epoch(epoch: int) -> list[Batch]:
+        # They depend on seed and epoch alone, so resuming needs no memory of earlier ones.
+        rng = np.random.default_rng([options.seed, epoch])
+        order = rng.permutation(num_examples)[:per_epoch]
+        return batches_of(order, options.batch_size, lengths, execution, rng)
+
+    steps = options.epochs * len(batches_of_epoch(1))
+    warmup = min(options.warmup_steps, steps // 10)
+    identity = {
+        "fingerprint": fingerprint,
+        "examples": num_examples,
+        **execution.as_dict(),
+        **asdict(options),
+    }
     result = TrainingResult(best_score=-math.inf, best_epoch=0, epochs=0)
     best = _copy(model)
-    stale = 0
+    stale = done = 0
     if state_file is not None and state_file.exists():
         state = load_tensors(state_file)
         _check_identity(state["identity"], identity, state_file)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["random"])
-        best, stale = state["best"], state["stale"]
+        step.load_optimizer(state["optimizer"])
+        set_random_state(state["random"])
+        best, stale, done = state["best"], state["stale"], state["steps"]
         result = TrainingResult(**state["result"])
 
     while result.epochs < options.epochs and stale < options.patience:
         epoch = result.epochs + 1
-        # The order depends on seed and epoch alone, so resuming needs no memory of earlier ones.
-        order = np.random.default_rng([options.seed, epoch]).permutation(num_examples)[:per_epoch]
         model.train()
-        total = norm = 0.0
+        step.begin_epoch()
         begun = time.perf_counter()
-        batches = range(0, per_epoch, options.batch_size)
+        batches = batches_of_epoch(epoch)
         label = f"{name} epoch {epoch}/{options.epochs}"
+        inputs = _inputs(batches, inputs_of, execution)
         with bar(batches, label, progress) as steps_bar:
-            for begin in steps_bar:
-                batch = order[begin : begin + options.batch_size]
-                loss = loss_of(batch)
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise TrainingFailed(_not_finite(name, epoch, value, state_file))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm += float(nn.utils.clip_grad_norm_(parameters, options.clip_norm))
-                rate = schedule.get_last_lr()[0]
-                optimizer.step()
-                schedule.step()
-                total += value * len(batch)
-                steps_bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+            for number, (batch, tensors) in enumerate(zip(steps_bar, inputs, strict=False), 1):
+                rate = options.learning_rate * _rate(done, warmup, steps)
+                step(batch, tensors, rate)
+                done += 1
+                if number % STEPS_PER_CHECK == 0:
+                    value = step.totals()[0] / (number * options.batch_size)
+                    _check_finite(value, name, epoch, state_file)
+                    steps_bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+        total, norm = step.totals()
+        _check_finite(total / per_epoch, name, epoch, state_file)
         result.epochs = epoch
         record = {"epoch": float(epoch), "loss": total / per_epoch}
         if epoch % options.validate_every == 0 or epoch == options.epochs:
@@ -173,17 +198,34 @@ def train(
                 {
                     "identity": identity,
                     "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "random": torch.get_rng_state(),
+                    "optimizer": step.optimizer.state_dict(),
+                    "random": random_state(execution.device),
                     "best": best,
                     "stale": stale,
+                    "steps": done,
                     "result": asdict(result),
                 },
             )
     model.load_state_dict(best)
     model.eval()
     return result
+
+
+def _inputs(
+    batches: list[Batch], inputs_of: InputsOf | None, execution: Execution
+) -> Iterator[tuple[Tensor, ...]]:
+    """What the loss reads of each batch, on the device."""
+    if inputs_of is not None:
+        for batch in batches:
+            yield inputs_of(batch.index, batch.longest)
+    elif execution.static:
+        # One copy an epoch: a copy a step would cost as much as the step's launch.
+        index = torch.from_numpy(np.stack([batch.index for batch in batches]))
+        for row in index.to(execution.device):
+            yield (row,)
+    else:
+        for batch in batches:
+            yield (torch.from_numpy(batch.index),)
 
 
 def _rate(step: int, warmup: int, steps: int) -> float:
@@ -211,10 +253,14 @@ def _check_identity(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -
             )
 
 
-def _not_finite(name: str, epoch: int, value: float, state_file: Path | None) -> str:
+def _check_finite(value: float, name: str, epoch: int, state_file: Path | None) -> None:
+    if math.isfinite(value):
+        return
     kept = (
         f"the state after epoch {epoch - 1} is kept in {state_file}"
         if state_file is not None and epoch > 1
         else "nothing was saved yet"
     )
-    return f"{name}: the loss is {value} in epoch {epoch}; {kept}; try a lower learning rate"
+    raise TrainingFailed(
+        f"{name}: the loss is {value} in epoch {epoch}; {kept}; try a lower learning rate"
+    )
