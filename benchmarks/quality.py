@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="of evaluation: cpu, cuda or auto")
     add("--batch", type=int, default=512, help="users of a call when timing")
     add("--speed-seconds", type=float, default=3.0, help="to time each method")
+    add("--commit", help="what is measured, where the tree is no git checkout")
     add("--seconds", type=float, help="for the whole call")
     add("--stage-seconds", default="", metavar="STAGE=S,..", help="for single stages of a call")
     return made
@@ -105,6 +106,7 @@ def experiments(args: argparse.Namespace, stages: Sequence[str]) -> list[Experim
                 device=args.device,
                 batch=args.batch,
                 seconds_per_method=args.speed_seconds,
+                commit=args.commit,
                 say=lambda line: print(line, flush=True),
             )
         )
@@ -173,7 +175,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
     return {
         "kind": "quality",
         "complete": "speed" in marks,
-        "machine": machine_facts(),
+        "machine": {**machine_facts(), **({"commit": own} if (own := experiment.commit) else {})},
         "gpus": [gpu["name"] for gpu in gpu_facts()],
         "setting": {
             "data": experiment.data.name,

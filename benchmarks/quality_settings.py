@@ -35,6 +35,7 @@ class Experiment:
 
     run: the teacher's and student's run directory; plus: the student++'s. arguments: of each
     trained stage and of "tokenize", without --run. users: a sample of test users, None takes all.
+    commit: what is measured, where the tree is no git checkout.
     """
 
     data: Path
@@ -47,6 +48,7 @@ class Experiment:
     device: str = "auto"
     batch: int = 512
     seconds_per_method: float = 3.0
+    commit: str | None = None
     say: Callable[[str], None] = field(default=print, compare=False)
 
     @property

@@ -8,6 +8,7 @@ finished stages are rounded to float16 first, so that what is measured is what i
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import signal
 import time
@@ -61,7 +62,7 @@ def run_stage(stage: str, experiment: Experiment, seconds: float | None) -> bool
         "wanted": wanted,
         "made_from": _made_from(stage, experiment),
         "seconds": round(taken + before, 1),
-        "where": where(),
+        "where": where(experiment),
     }
     _mark(experiment, stage, "stages", entry)
     experiment.say(f"{experiment.name}: {stage} finished, {taken:.0f} s")
@@ -76,10 +77,11 @@ def finished(experiment: Experiment) -> dict[str, dict[str, Any]]:
     return read_json(path)["stages"]
 
 
-def where() -> dict[str, str]:
+def where(experiment: Experiment) -> dict[str, str]:
     """The machine and the build that a stage ran on."""
+    built = experiment.commit or commit()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"gpu": gpu, "cpu": cpu_name(), "torch": torch.__version__, "commit": commit()}
+    return {"gpu": gpu, "cpu": cpu_name(), "torch": torch.__version__, "commit": built}
 
 
 @contextlib.contextmanager
@@ -206,14 +208,15 @@ STAGE: dict[str, Callable[[Experiment], None]] = {
 }
 
 
-def _wanted(stage: str, experiment: Experiment) -> list[Any]:
+def _wanted(stage: str, experiment: Experiment) -> str:
     """What decides a stage's result, besides what it is made from."""
     if stage in experiment.arguments:
         data = str(experiment.data)
-        return [word.replace(data, experiment.data.name) for word in experiment.arguments[stage]]
+        words = (word.replace(data, experiment.data.name) for word in experiment.arguments[stage])
+        return shlex.join(words)
     if stage == "evaluate":
-        return [experiment.beams, experiment.users]
-    return [experiment.beams, experiment.batch]
+        return f"{experiment.beams} beams, {experiment.users or 'all'} users"
+    return f"{experiment.beams} beams, calls of {experiment.batch} users"
 
 
 def _made_from(stage: str, experiment: Experiment) -> list[str]:
