@@ -176,7 +176,7 @@ def goals_table(found: Sequence[Sequence[Report]]) -> str:
             if own:
                 mean = statistics.mean(_number(r, w, "recovery", "ndcg_10") for r, w in own)
                 label = METHODS[method][0]
-                goal, got = f"{least:.1%}", f"{mean:.1%}"
+                goal, got = f"{least:.1%}", f"{mean:.2%}"
                 rows.append([f"{name}: {label}, of the teacher", goal, got, mean >= least])
         rows.append(_parity(group, name))
     cells = [[*row[:3], "met" if row[3] else "**missed**"] for row in rows]

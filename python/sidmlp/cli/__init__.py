@@ -108,9 +108,10 @@ def _module(name: str):  # type: ignore[no-untyped-def]  # a module with two kno
 
 def _one_sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        what = EXTRAS.get(error.name or "", "'.[train]'")
+        package = (error.name or "").partition(".")[0]
+        what = EXTRAS.get(package, "'.[train]'")
         return (
-            f"the package {error.name} is not installed; "
+            f"the package {package} is not installed; "
             f"run `pip install --no-build-isolation -e {what}` in the repository"
         )
     return " ".join(str(error).split())
