@@ -9,7 +9,7 @@ are looked at by evaluate alone. Each experiment with an evaluation leaves
 results/quality-<data>-<tokenizer>-seed<n>.json, from which quality_tables.py makes tables.
 
 Between machines: --state DIR is read before, and written after every stage: what is finished, in
-parts of at most 15 MiB (--progress: trainings under way too). --seconds ends the whole call in
+parts under 16 MiB (--progress: trainings under way too). --seconds ends the whole call in
 time, --stage-seconds one stage; the exit status is then 3, and the same command goes on.
 """
 

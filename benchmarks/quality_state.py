@@ -19,7 +19,7 @@ import torch
 from sidmlp.data.files import write_atomically
 from sidmlp.training import load_tensors, save_tensors
 
-PART_BYTES = 15 << 20
+PART_BYTES = (16 << 20) - (1 << 16)
 RESULTS = (
     "data.json",
     "tokenize.json",

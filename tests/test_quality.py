@@ -165,6 +165,11 @@ def test_a_stage_that_runs_out_of_time_goes_on(
     assert "teacher" not in marks["stages"]
 
 
+def test_it_explains_itself(scripts: SimpleNamespace) -> None:
+    text = scripts.quality.parser().format_help()
+    assert all(stage in text for stage in scripts.quality_settings.STAGES)
+
+
 def test_no_time_is_left(scripts: SimpleNamespace, data: Path, tmp_path: Path) -> None:
     assert scripts.quality.main(toy_arguments(data, tmp_path, "--seconds", "5")) == 3
     assert not (tmp_path / "out").exists()

@@ -9,6 +9,9 @@ from typing import ClassVar
 
 import pytest
 
+from small_runs import STUDENT, TEACHER, small_run
+
+from sidmlp.cli import main
 from sidmlp.reporting import TrainingLog, read_log
 from sidmlp.reporting.training_log import SCALARS
 
@@ -109,3 +112,31 @@ def test_without_tensorboard_the_package_is_named(
     with pytest.raises(ModuleNotFoundError) as error:
         TrainingLog(tmp_path / "log.json", tmp_path / "events")
     assert error.value.name == "tensorboard"
+
+
+class TestCommands:
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return small_run(tmp_path_factory.mktemp("logs"), upto="tokenize")
+
+    def test_refused_before_anything_is_trained(
+        self, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "tensorboard", None)
+        assert main(["train-teacher", "--run", str(run), *TEACHER, "--tensorboard"]) == 2
+        assert "the package tensorboard is not installed" in capsys.readouterr().err
+        assert not (run / "teacher-progress.pt").exists()
+
+    def test_both_trainings_write(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sidmlp.reporting.training_log.summary_writer", lambda: Writer)
+        monkeypatch.setattr(Writer, "made", [])
+        assert main(["train-teacher", "--run", str(run), *TEACHER, "--tensorboard"]) == 0
+        assert main(["distill", "--run", str(run), *STUDENT, "--tensorboard"]) == 0
+        teacher, student = Writer.made
+        assert (teacher.folder, student.folder) == (
+            str(run / "tensorboard" / "teacher"),
+            str(run / "tensorboard" / "student"),
+        )
+        for writer, epochs in ((teacher, 3), (student, 2)):
+            seen = {(tag, step) for tag, _, step in writer.scalars}
+            assert seen == {(tag, e) for tag in SCALARS.values() for e in range(1, epochs + 1)}
