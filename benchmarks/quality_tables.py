@@ -80,7 +80,7 @@ def group_rows(group: Sequence[Report]) -> list[list[str]]:
     """A row per method."""
     setting = group[0]["setting"]
     seeds = "one seed" if len(group) == 1 else f"{len(group)} seeds"
-    rows = []
+    rows: list[list[str]] = []
     for method, (label, _) in METHODS.items():
         own = method_rows(group, method)
         if not own:
@@ -161,7 +161,7 @@ def words(found: Sequence[Sequence[Report]]) -> str:
 
 def goals_table(found: Sequence[Sequence[Report]]) -> str:
     """Goal, measured, met or not."""
-    rows = []
+    rows: list[list[Any]] = []
     for group in found:
         setting = group[0]["setting"]
         name = f"{setting['data']}, {setting['tokenizer']}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-
 from small_runs import STUDENT, TEACHER, small_run
 
 from sidmlp.cli import main
@@ -114,11 +113,12 @@ def test_without_tensorboard_the_package_is_named(
     assert error.value.name == "tensorboard"
 
 
-class TestCommands:
-    @pytest.fixture(scope="class")
-    def run(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return small_run(tmp_path_factory.mktemp("logs"), upto="tokenize")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run(tmp_path_factory.mktemp("logs"), upto="tokenize")
 
+
+class TestCommands:
     def test_refused_before_anything_is_trained(
         self, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
