@@ -6,10 +6,10 @@
 TIGER's T5 encoder (4 layers, D 128, 6 heads of 64, FFN 1024) with random weights before a student
 of the published sizes, 50 beams, k 10, Beauty's catalogue; bf16 on a GPU, fp32 and bf16 weights on
 the CPU. Histories are full (82 tokens) and then real (ragged, 34 tokens on average), see
-request_inputs. Then requests of 1,000 tokens, for an encoder and a student of width 256
-(request_options.long_options). request_peers says who takes part, gpu_timing how a GPU's times are
-taken, request_host what a call from lists to lists is. Everyone reads the same ids, padded to one
-length, for which peers are compiled.
+request_inputs. Then requests of 1,000 tokens, for an encoder and a student of width 256, and full
+histories with SID-MLP++'s encoder (request_options.OTHER_SETTINGS). request_peers says who takes
+part, gpu_timing how a GPU's times are taken, request_host what a call from lists to lists is.
+Everyone reads the same ids, padded to one length, for which peers are compiled.
 
 States and items are judged before anything is timed (request_checks). A wrong one of a backend's
 ends the benchmark without a report, a wrong peer is left out. Nothing is timed beside another
@@ -37,11 +37,11 @@ from gpu_options import Clock, Left
 from gpu_points import Models
 from report_run import run_into
 from request_host import host_line
-from request_inputs import FLOP_PER_S, random_encoder
-from request_options import RequestOptions, long_options, on_gpu, options_of, parser
+from request_inputs import FLOP_PER_S, Encoder, random_encoder
+from request_options import OTHER_SETTINGS, RequestOptions, on_gpu, options_of, parser
 from request_points import Peers, make_points, measure
 
-from sidmlp_kernels import Recommender, T5Encoder, TokenSpec
+from sidmlp_kernels import Recommender, TokenSpec
 
 Say = Callable[[str], None]
 
@@ -62,8 +62,8 @@ def run(
 ) -> None:
     """Measures every point into `report`, calling `write` after each."""
     clock = Clock()
-    every = [options, long_options(options)] if options.long_batches else [options]
-    for setting in every:
+    others = [make(options) for make in OTHER_SETTINGS.values()]
+    for setting in [options, *(other for other in others if other.batches)]:
         run_setting(setting, report, write, say, clock)
         report["seconds"], report["compile_seconds"] = clock.elapsed, clock.compiling
         if on_gpu(options):
@@ -81,7 +81,7 @@ def run_setting(
     contest, models, encoder = make_models(options)
     report["catalogues"][options.base_catalogue] = about(contest)
     report["plans"] = report.get("plans", {}) | {
-        f"{backend}-{dtype_name(dtype)}, {options.tokens} tokens": str(
+        f"{backend}-{dtype_name(dtype)}, {', '.join(options.histories)}": str(
             model._plan(options.k, options.num_beams, None, None, None)
         ).splitlines()
         for (backend, dtype), model in models.items()
@@ -117,11 +117,11 @@ def run_setting(
             free_memory()
 
 
-def make_models(options: RequestOptions) -> tuple[Contest, Models, T5Encoder]:
+def make_models(options: RequestOptions) -> tuple[Contest, Models, Encoder]:
     """The student with its catalogue, a Recommender for each backend and dtype, the encoder."""
     contest = make_contest(options)
     tokens = TokenSpec.for_codes(contest.spec.codes_per_level, max_items=options.max_items)
-    encoder = random_encoder(tokens.vocab_size, options.encoder_sizes)
+    encoder = random_encoder(tokens, options.encoder_sizes)
     models: Models = {
         (backend, dtype): Recommender(
             contest.student,
@@ -140,7 +140,6 @@ def make_models(options: RequestOptions) -> tuple[Contest, Models, T5Encoder]:
 
 def new_report(options: RequestOptions, left: list[Left], commit: str | None) -> dict[str, Any]:
     """The report before its first point; RuntimeError where somebody else uses the GPU."""
-    long = long_options(options)
     setting = {
         "encoder": options.encoder_sizes,
         "batches": list(options.batches),
@@ -150,12 +149,16 @@ def new_report(options: RequestOptions, left: list[Left], commit: str | None) ->
         "peers_about": (
             "the first of the dtypes, all requests padded to one length; compiled at peer_batches"
         ),
-        "long": {
-            "batches": list(long.batches),
-            "peer_batches": list(long.peer_batches),
-            "sizes": long.sizes,
-            "encoder": long.encoder_sizes,
-            "tokens": long.tokens,
+        **{
+            kind: {
+                "batches": list(other.batches),
+                "peer_batches": list(other.peer_batches),
+                "sizes": other.sizes,
+                "encoder": other.encoder_sizes,
+                "tokens": other.tokens,
+            }
+            for kind, make in OTHER_SETTINGS.items()
+            for other in (make(options),)
         },
     }
     kind = "requests-gpu" if on_gpu(options) else "requests-cpu"

@@ -146,6 +146,10 @@ def axis_table(report: Report, axis: str) -> str | None:
         cells += [times_cell(ratios.get(STATIC)) for ratios in faster]
         cells += [number_cell(row["users_per_s"]) if row else "-" for row in ours]
         body.append(cells)
+    # Who was not asked along the axis has no column of dashes.
+    kept = [i for i in range(len(header)) if any(cells[i] != "-" for cells in body)]
+    header = [header[i] for i in kept]
+    body = [[cells[i] for i in kept] for cells in body]
     fixed = _setting(report, axis, points[0])
     lead = f"On an {report['gpu']}, `{OPERATOR}`, {fixed}, caches warm, medians:"
     return f"{lead}\n\n{markdown(header, body)}{_left_out(report, axis)}"

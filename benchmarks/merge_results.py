@@ -2,7 +2,8 @@
 
     python benchmarks/merge_results.py PIECE.json PIECE.json .. --out results/decode-gpu-<gpu>.json
 
-All pieces must come from one commit, one kind of GPU and one setting. A point that several pieces
+All pieces must come from one commit, one kind of GPU and one setting; which backends took part may
+differ, and every point says who did. A point that several pieces
 have is taken from the last one that has it: name a file again last to replace its points. What was
 left out in one piece and measured in another is not left out. Facts of each piece (machine,
 ceilings, seconds) are kept under `pieces`.
@@ -22,7 +23,7 @@ Report = dict[str, Any]
 
 # What tells points apart, and what pieces may differ in.
 IDENTITY = ("catalogue", "batch", "num_beams", "codes_per_level")
-FREE = ("axes", "other_processes", "peers_about", "threads", "timing")
+FREE = ("axes", "backends", "other_processes", "peers_about", "threads", "timing")
 OF_PIECES = ("machine", "ceilings", "seconds", "compile_seconds")
 
 
@@ -56,12 +57,15 @@ def merged(reports: Sequence[Report], names: Sequence[str]) -> Report:
         for point in report["results"]:
             points[identity(point)], owner[identity(point)] = point, number
         left += [(number, gone) for gone in report["left_out"]]
-    axes = [axis for report in reports for axis in report["setting"].get("axes", [])]
+    gathered = {
+        name: list(dict.fromkeys(x for report in reports for x in report["setting"].get(name, [])))
+        for name in ("axes", "backends")
+    }
     catalogues = {key: about for report in reports for key, about in report["catalogues"].items()}
     return {
         **first,
         "complete": all(report["complete"] for report in reports),
-        "setting": {**first["setting"], "axes": list(dict.fromkeys(axes))},
+        "setting": {**first["setting"], **gathered},
         "catalogues": catalogues,
         "results": list(points.values()),
         "left_out": [gone for number, gone in left if owner.get(identity(gone), number) == number],
@@ -69,6 +73,7 @@ def merged(reports: Sequence[Report], names: Sequence[str]) -> Report:
             {
                 **{key: report[key] for key in OF_PIECES if key in report},
                 "axes": report["setting"].get("axes"),
+                "backends": report["setting"].get("backends"),
                 "points": sum(owner[identity(point)] == n for point in report["results"]),
             }
             for n, report in enumerate(reports)

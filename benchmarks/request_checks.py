@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from decode_checks import Judge, Reference, Results, VerificationError
+from request_inputs import Encoder
 from torch import Tensor
 
-from sidmlp_kernels import T5Encoder
 from sidmlp_kernels.testing import assert_results_equal, rounding_floor
 
 # Scores that attention in float64 may store at a time: of 512 requests of 82 tokens, say.
@@ -26,7 +26,7 @@ class StatesJudge:
     """Judges the states [B, T, D] of one batch."""
 
     def __init__(
-        self, encoder: T5Encoder, ids: Tensor, mask: Tensor, dtypes: tuple[torch.dtype, ...]
+        self, encoder: Encoder, ids: Tensor, mask: Tensor, dtypes: tuple[torch.dtype, ...]
     ) -> None:
         """encoder: float32 on the CPU; copies of it run where ids are."""
         self._mask = mask
@@ -61,9 +61,9 @@ class StatesJudge:
 
 
 @torch.no_grad()
-def _valid_states(encoder: T5Encoder, dtype: torch.dtype, ids: Tensor, mask: Tensor) -> Tensor:
+def _valid_states(encoder: Encoder, dtype: torch.dtype, ids: Tensor, mask: Tensor) -> Tensor:
     """The plain encoder's states [valid tokens, D] in `dtype`."""
-    copy = T5Encoder.from_weights(encoder.spec, encoder.state_dict()).to(ids.device, dtype)
+    copy = type(encoder).from_weights(encoder.spec, encoder.state_dict()).to(ids.device, dtype)
     rows = max(1, SCORES // max(1, ids.shape[1]) ** 2)
     parts = [
         copy(some, valid)[valid]

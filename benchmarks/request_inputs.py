@@ -2,6 +2,7 @@
 
     full  20 items each, 82 tokens: the most that a request has
     long  as many items as 1,000 tokens hold, see request_options.long_options
+    mlp   as full, for SID-MLP++'s encoder, see request_options.mlp_options
     real  what Beauty's users bought, the newest 20 items at most: 34 tokens on average
 
 Where the data folder lacks Beauty, lengths of about the same mean are drawn and the report says so.
@@ -20,18 +21,28 @@ from decode_variants import SEED, Contest
 from torch import Tensor
 from torch.nn import functional
 
-from sidmlp_kernels import StudentSpec, T5Encoder, T5Spec
+from sidmlp_kernels import (
+    MLPEncoder,
+    MLPEncoderSpec,
+    StudentSpec,
+    T5Encoder,
+    T5Spec,
+    TokenSpec,
+)
 from sidmlp_kernels.recommender import Recommender
 
 HISTORIES = ("full", "real")
 # TIGER's encoder.
 T5_SIZES = {"num_layers": 4, "dim": 128, "num_heads": 6, "head_dim": 64, "ffn_dim": 1024}
+# SID-MLP++'s.
+MLP_SIZES = {"num_layers": 4, "dim": 128, "hidden_dim": 512}
 MAX_ITEMS = 20
 BEAUTY_ITEMS = 8  # the mean of its users, about
 
 FLOP_PER_S = 790e12  # what an H200 multiplies in bf16, measured 2026-11-22
 
 History = list[int]
+Encoder = T5Encoder | MLPEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +66,16 @@ class Requests:
         return found
 
 
-def random_encoder(vocab_size: int, sizes: dict[str, Any]) -> T5Encoder:
-    """An encoder of these sizes with random weights, float32 on the CPU."""
-    spec = T5Spec(**sizes, vocab_size=vocab_size)
+def random_encoder(tokens: TokenSpec, sizes: dict[str, Any]) -> Encoder:
+    """An encoder of these sizes, T5_SIZES or MLP_SIZES by name, with random weights, float32 on
+    the CPU."""
     torch.manual_seed(SEED)
-    return T5Encoder.from_weights(spec, T5Encoder(spec).state_dict())
+    if "ffn_dim" in sizes:
+        spec = T5Spec(**sizes, vocab_size=tokens.vocab_size)
+        return T5Encoder.from_weights(spec, T5Encoder(spec).state_dict())
+    roles = {"num_roles": len(tokens.code_offsets), "max_length": tokens.max_length}
+    made = MLPEncoderSpec(**sizes, **roles, vocab_size=tokens.vocab_size)
+    return MLPEncoder.from_weights(made, MLPEncoder(made).state_dict())
 
 
 def histories_of(
@@ -69,7 +85,7 @@ def histories_of(
     real ones is of average length, so that a batch of one is no extreme."""
     rng = np.random.default_rng(SEED)
     item_ids = contest.item_ids.numpy()
-    if kind in ("full", "long"):
+    if kind in ("full", "long", "mlp"):
         rows = rng.integers(0, len(item_ids), (batch, max_items))
         return item_ids[rows].tolist(), f"{max_items} random items each, seed {SEED}"
     path = data / BEAUTY / "sequences.npz"
@@ -98,8 +114,12 @@ def requests_of(
     return Requests(histories, ids, functional.pad(made.mask, (0, missing), value=False), origin)
 
 
-def encoder_flop(spec: T5Spec, tokens: int) -> float:
-    """FLOP of one request of so many tokens; a multiply-add is two."""
+def encoder_flop(spec: T5Spec | MLPEncoderSpec, tokens: int) -> float:
+    """FLOP of one request of so many tokens; a multiply-add is two. Of SID-MLP++'s, each token in
+    its own MLP alone and the mean's half of a first layer once for each role."""
+    if isinstance(spec, MLPEncoderSpec):
+        products = (2 * tokens + spec.num_roles) * spec.dim * spec.hidden_dim
+        return 2.0 * spec.num_layers * products
     width = spec.num_heads * spec.head_dim
     products = 3 if spec.feed_forward.startswith("gated-") else 2
     a_token = 4 * spec.dim * width + products * spec.dim * spec.ffn_dim + 2 * tokens * width
@@ -117,7 +137,7 @@ def heads_flop(spec: StudentSpec, num_beams: int) -> float:
 
 
 def limits_us(
-    contest: Contest, spec: T5Spec, lengths: list[int], num_beams: int
+    contest: Contest, spec: T5Spec | MLPEncoderSpec, lengths: list[int], num_beams: int
 ) -> dict[str, float]:
     """The arithmetic limit of a batch on an H200 in microseconds: FLOP of the encoder, and of heads
     whose first layers are tables, at FLOP_PER_S; 0.48 for a whole request of 82 tokens."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from bench_arguments import add_shared, changes_of, numbers, words
 from gpu_options import Options
-from request_inputs import HISTORIES, MAX_ITEMS, T5_SIZES
+from request_inputs import HISTORIES, MAX_ITEMS, MLP_SIZES, T5_SIZES
 
 PEERS = ("compiled", "plain")
 HOST_CALLS = {1: 300, 512: 100}  # batch -> calls from lists to lists
@@ -26,6 +26,7 @@ class RequestOptions(Options):
     peer_batches  where peers are compiled; at the others they run as they are
     host_calls    batch -> how many calls from lists to lists are timed
     long_*        of the point of long inputs, see `long_options`
+    mlp_*         of SID-MLP++'s encoder, see `mlp_options`
     """
 
     peers: tuple[str, ...] = PEERS
@@ -36,6 +37,8 @@ class RequestOptions(Options):
     encoder_sizes: dict[str, Any] = field(default_factory=lambda: dict(T5_SIZES))
     long_batches: tuple[int, ...] = (32, 1)
     long_peer_batches: tuple[int, ...] = (32,)
+    mlp_batches: tuple[int, ...] = (512, 1)
+    mlp_peer_batches: tuple[int, ...] = (512,)
     max_items: int = MAX_ITEMS
     cold: bool = False
     single_rounds: int = 100
@@ -59,6 +62,22 @@ def long_options(options: RequestOptions) -> RequestOptions:
     )
 
 
+def mlp_options(options: RequestOptions) -> RequestOptions:
+    """SID-MLP++: full histories, its own encoder, the same student."""
+    return dataclasses.replace(
+        options,
+        histories=("mlp",),
+        batches=options.mlp_batches,
+        peer_batches=options.mlp_peer_batches,
+        host_calls={},
+        encoder_sizes={**MLP_SIZES, "dim": options.sizes["dim"]},
+    )
+
+
+# Settings with an encoder of their own, by the name of their histories.
+OTHER_SETTINGS = {"long": long_options, "mlp": mlp_options}
+
+
 def on_gpu(options: RequestOptions) -> bool:
     """Whether a GPU is measured."""
     return torch.device(options.device).type != "cpu"
@@ -77,6 +96,10 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--long-batches", type=numbers, help="of requests of 1,000 tokens; default 32,1, or empty"
     )
     made.add_argument("--long-peer-batches", type=numbers, help="of these; default 32")
+    made.add_argument(
+        "--mlp-batches", type=numbers, help="with SID-MLP++'s encoder; default 512,1, or empty"
+    )
+    made.add_argument("--mlp-peer-batches", type=numbers, help="of these; default 512")
     made.add_argument("--histories", type=words, help=f"of {','.join(HISTORIES)}; default both")
     made.add_argument("--peers", type=words, help=f"of {','.join(PEERS)}, or none; default both")
     made.add_argument("--threads", type=int, help="of torch and our CPU backend; default all cores")
@@ -96,13 +119,16 @@ def options_of(args: argparse.Namespace, backends: Sequence[str]) -> RequestOpti
             host_calls={1: 300, 32: 100},
             long_batches=(1,),
             long_peer_batches=(1,),
+            mlp_batches=(1,),
+            mlp_peer_batches=(1,),
             energy=False,
             point_seconds=10.0,
             compile_seconds=600.0,
             seconds=1200.0,
         )
     choices = {"histories": HISTORIES, "peers": (*PEERS, "none")}
-    sizes = ("batches", "peer_batches", "long_batches", "long_peer_batches")
+    kinds = [f"{kind}_{which}" for kind in OTHER_SETTINGS for which in ("batches", "peer_batches")]
+    sizes = ("batches", "peer_batches", *kinds)
     changes = changes_of(args, choices, sizes, may_be_empty=sizes[1:])
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"threads: expected at least 1, got {args.threads}")

@@ -2,7 +2,7 @@
 
     cuda, cpu, ..  our backends: the encoder's operator in the form that "auto" picks, and with
                    `decode_states` behind it (one operator, `recommend`, on the CPU)
-    compiled       the plain T5Encoder under torch.compile, and behind it on a GPU TorchPeer
+    compiled       the plain encoder under torch.compile, and behind it on a GPU TorchPeer
                    (torch_peer.py), compiled, on the CPU the reference (sidmlp.beam), compiled
     plain          the same without a compiler
 
@@ -22,12 +22,13 @@ from decode_checks import Results, VerificationError
 from decode_variants import Contest
 from gpu_participants import MODES, Participant, compiled
 from request_checks import StatesJudge, check_items
+from request_inputs import Encoder
 from request_options import RequestOptions, on_gpu
 from torch import Tensor
 from torch_peer import TorchPeer
 
 from sidmlp import beam
-from sidmlp_kernels import Recommender, T5Encoder
+from sidmlp_kernels import MLPEncoder, Recommender, T5Encoder
 from sidmlp_kernels.encoder_plan import FORMS, EncoderPlan
 
 OPERATORS = ("encoder", "whole")
@@ -54,9 +55,11 @@ class FixedLengthEncoder(T5Encoder):
 
 
 def plain_encoder(
-    encoder: T5Encoder, tokens: int, dtype: torch.dtype, device: torch.device | str
-) -> FixedLengthEncoder:
+    encoder: Encoder, tokens: int, dtype: torch.dtype, device: torch.device | str
+) -> torch.nn.Module:
     """`encoder` for requests of `tokens`, as the peers run it."""
+    if isinstance(encoder, MLPEncoder):
+        return MLPEncoder.from_weights(encoder.spec, encoder.state_dict()).to(device, dtype)
     made = FixedLengthEncoder.from_weights(encoder.spec, encoder.state_dict())
     assert isinstance(made, FixedLengthEncoder)
     made.to(device, dtype).fix(tokens)
@@ -69,7 +72,7 @@ class TorchHalves:
     def __init__(
         self,
         contest: Contest,
-        encoder: T5Encoder,
+        encoder: Encoder,
         options: RequestOptions,
         dtype: torch.dtype,
         *,

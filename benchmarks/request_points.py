@@ -20,7 +20,7 @@ from gpu_points import Models, gather
 from gpu_rows import Entry, Row, timed_rows
 from request_checks import StatesJudge, check_same_bits
 from request_host import host_times
-from request_inputs import limits_us, requests_of
+from request_inputs import Encoder, limits_us, requests_of
 from request_options import RequestOptions, on_gpu
 from request_peers import (
     OPERATORS,
@@ -30,7 +30,6 @@ from request_peers import (
     participants,
 )
 
-from sidmlp_kernels import T5Encoder
 from sidmlp_kernels.testing import time_interleaved
 
 
@@ -50,7 +49,7 @@ class Peers:
     """Peers of the batch that is measured now: both kinds of histories share what is compiled."""
 
     contest: Contest
-    encoder: T5Encoder
+    encoder: Encoder
     options: RequestOptions
     batch: int = 0
     compiled: bool = False  # a call of this batch has been, so that another costs no time

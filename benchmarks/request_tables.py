@@ -10,14 +10,24 @@ from table_cells import markdown, number_cell, percent_cell, time_cell, times_ce
 Report = dict[str, Any]
 Row = dict[str, Any]
 
-REQUEST_TABLES = ("requests-gpu", "requests-gpu-long", "requests-gpu-host", "requests-cpu")
+REQUEST_TABLES = (
+    "requests-gpu",
+    "requests-gpu-long",
+    "requests-gpu-mlp",
+    "requests-gpu-host",
+    "requests-cpu",
+)
+# Histories whose points have an encoder, and so a table, of their own.
+OTHER_SETTINGS = ("long", "mlp")
 PEERS = ("compiled", "plain")  # the one to compare with first
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
-def sorted_points(report: Report, *, long: bool = False) -> list[Row]:
-    """Full histories first, each kind in order of batch; or those of long inputs alone."""
-    points = [point for point in report["results"] if (point["histories"] == "long") == long]
+def sorted_points(report: Report, other: str = "") -> list[Row]:
+    """Full histories first, each kind in order of batch; or those of another setting alone."""
+    kinds = {point["histories"] for point in report["results"]}
+    wanted = {other} if other else kinds.difference(OTHER_SETTINGS)
+    points = [point for point in report["results"] if point["histories"] in wanted]
     return sorted(points, key=lambda p: (p["histories"] != "full", p["batch"]))
 
 
@@ -47,20 +57,21 @@ def history_cell(point: Row) -> str:
     return f"{point['histories']}, {number_cell(point['mean_tokens'])} tokens"
 
 
-def words(report: Report, *, long: bool = False) -> str:
+def words(report: Report, other: str = "") -> str:
     """The model and its search."""
     setting = report["setting"]
-    encoder = (setting["long"] if long else setting)["encoder"]
+    encoder = (setting[other] if other else setting)["encoder"]
     about = next(iter(report["catalogues"].values()))
+    kind = "T5" if "ffn_dim" in encoder else "SID-MLP++"
     return (
-        f"T5 encoder of {encoder['num_layers']} layers, D {encoder['dim']}, "
+        f"{kind} encoder of {encoder['num_layers']} layers, D {encoder['dim']}, "
         f"{setting['num_beams']} beams, {about['items']:,} items ({about['name']})"
     )
 
 
-def gpu_table(report: Report, backend: str, *, long: bool = False) -> str | None:
+def gpu_table(report: Report, backend: str, other: str = "") -> str | None:
     """One row per batch and kind of histories."""
-    every = sorted_points(report, long=long)
+    every = sorted_points(report, other)
     points = [point for point in every if row_of(point, "whole", backend)]
     if not points:
         return None
@@ -98,8 +109,8 @@ def gpu_table(report: Report, backend: str, *, long: bool = False) -> str | None
             ]
         )
     lead = (
-        f"On an {report['gpu']}, token ids to items, {words(report, long=long)}, CUDA graph "
-        "replays. The peer is the plain T5 encoder and `benchmarks/torch_peer.py`, compiled for "
+        f"On an {report['gpu']}, token ids to items, {words(report, other)}, CUDA graph "
+        "replays. The peer is the plain encoder and `benchmarks/torch_peer.py`, compiled for "
         f"batches of requests padded to one length. The arithmetic limit is {limit_words(points)}"
     )
     return f"{lead}{power_words(points, backend)}:\n\n{markdown(header, body)}"
@@ -212,9 +223,10 @@ def cpu_table(report: Report) -> str | None:
 
 def requests_gpu_tables(report: Report) -> dict[str, str]:
     """Name -> table of bench_requests on a GPU; of the first backend."""
+    backend = report["setting"]["backends"][0]
     tables = {
-        "requests-gpu": gpu_table(report, report["setting"]["backends"][0]),
-        "requests-gpu-long": gpu_table(report, report["setting"]["backends"][0], long=True),
+        "requests-gpu": gpu_table(report, backend),
+        **{f"requests-gpu-{other}": gpu_table(report, backend, other) for other in OTHER_SETTINGS},
         "requests-gpu-host": host_table(report),
     }
     return {name: table for name, table in tables.items() if table is not None}

@@ -3,6 +3,7 @@ it changes."""
 
 from __future__ import annotations
 
+import abc
 import bisect
 import threading
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _locks: dict[torch.device, threading.Lock] = {}
 
 
-class GraphsBySize(Generic[Inputs]):
+class GraphsBySize(abc.ABC, Generic[Inputs]):
     """Graphs of one kind of inputs, with fixed settings, for batches of up to batch_sizes[-1].
 
     Any number of threads and streams may use one. A lock makes [wait for the event of the last
@@ -75,8 +76,9 @@ class GraphsBySize(Generic[Inputs]):
             with self._lock:
                 self._graph(size)
 
+    @abc.abstractmethod
     def _make_inputs(self, plan: DecodePlan, size: int) -> Inputs:
-        raise NotImplementedError
+        """The inputs of a graph of this batch size."""
 
     def _size_for(self, batch: int) -> int:
         """The smallest batch size that holds `batch`, which is at most the largest."""

@@ -15,6 +15,10 @@ from torch import Tensor
 
 logger = logging.getLogger("sidmlp_kernels")
 
+# What CUDA says when it cannot lock memory: cudaErrorMemoryAllocation, cudaErrorOperatingSystem and
+# cudaErrorNotSupported. Anything else, a failed kernel's error too, is not about this memory.
+NO_LOCKED_MEMORY = ("out of memory", "OS call failed", "operation not supported")
+
 _warning = threading.Lock()
 _warned = False
 
@@ -23,13 +27,15 @@ def host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     """An uninitialised tensor on the CPU to copy to or from `device`; pinned for a GPU.
 
     Where the system has no memory to lock (a container's limit, say) the tensor is an ordinary one,
-    copies are right but wait, and a warning is logged once.
+    copies are right but wait, and a warning is logged once. Other errors of the GPU are raised.
     """
     if device.type != "cuda":
         return torch.empty(shape, dtype=dtype)
     try:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
     except RuntimeError as error:
+        if not any(words in _first_line(error) for words in NO_LOCKED_MEMORY):
+            raise
         _warn(error)
         return torch.empty(shape, dtype=dtype)
 
@@ -83,5 +89,9 @@ def _warn(error: RuntimeError) -> None:
         logger.warning(
             "no page-locked memory (%s): copies to and from the GPU wait for their end; raise the "
             "limit of locked memory (ulimit -l) or that of the container",
-            str(error).split("\n", 1)[0],
+            _first_line(error),
         )
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).split("\n", 1)[0]

@@ -163,6 +163,30 @@ class TestTokens:
             TokenSpec.for_codes((4,), max_items=0)
 
 
+class TestBadArrays:
+    @pytest.mark.parametrize(
+        ("arrays", "ids", "message"),
+        [
+            ({"items": np.asarray(["a"])}, None, "items must be whole numbers from 0 up, got <U1"),
+            ({"items": np.ones(4)}, None, "items must be whole numbers from 0 up, got float64"),
+            ({"items": np.arange(4) - 1}, None, r"items must lie in 0\.\.2"),
+            ({"offsets": np.asarray([0, 9])}, None, "offsets must run from 0"),
+            ({}, np.asarray(3), r"rk: expected whole numbers \[items, levels\], got int64 \[\]"),
+            ({}, np.ones((4, 2)), r"rk: expected whole numbers .*, got float64 \[4, 2\]"),
+            ({}, np.zeros((4, 0), dtype=np.int64), r"rk: expected whole numbers .* \[4, 0\]"),
+        ],
+    )
+    def test_one_sentence(self, tmp_path, arrays, ids, message):
+        good = {"items": np.arange(4), "offsets": np.asarray([0, 4])}
+        np.savez(tmp_path / "sequences.npz", **(good | arrays))
+        if ids is not None:
+            np.savez(tmp_path / "semantic_ids.npz", rk=ids)
+            with pytest.raises(ValueError, match=message):
+                load_semantic_ids(tmp_path, "rk")
+        with pytest.raises(ValueError, match=message):
+            load_arrays(tmp_path)
+
+
 class TestTables:
     def test_csv_and_jsonl_agree(self, tmp_path):
         rows = [("u", "b", 2, "Bee"), ("u", "a", 1, "Ay"), ("v", "b", 3, "Bee")]
@@ -182,9 +206,24 @@ class TestTables:
         ("name", "text", "word"),
         [
             ("t.csv", "user,item\nu,1\n", "timestamp is missing"),
-            ("t.csv", "user,item,timestamp\nu,1,soon\n", "line 2: timestamp must be a number"),
+            (
+                "t.csv",
+                "user,item,timestamp\nu,1,soon\n",
+                "line 2: timestamp must be a finite number",
+            ),
             ("t.csv", "user,item,timestamp\nu,,1\n", "line 2: 'item' is missing"),
-            ("t.csv", "user,item,timestamp\nu,1,nan\n", "must be a finite number"),
+            (
+                "t.csv",
+                "user,item,timestamp\nu,1,nan\n",
+                "line 2: timestamp must be a finite number",
+            ),
+            (
+                "t.csv",
+                "user,item,timestamp\nu,1,1\nu,2,inf\n",
+                "line 3: timestamp must be a finite",
+            ),
+            ("t.csv", "user,item,timestamp\n" + "u" * 200_000 + ",1,1\n", "line 2 is not CSV"),
+            ("t.jsonl", "[" * 100_000, "line 1 is not JSON"),
             ("t.csv", "user,item,timestamp\n", "holds no interaction"),
             ("t.jsonl", '{"user": 1, "item": 2, "timestamp": 3}\n[1]\n', "line 2 must be"),
             ("t.jsonl", "{\n", "line 1 is not JSON"),
@@ -216,8 +255,9 @@ class TestFiles:
         assert read_json(path) == {"x": 1}
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_damaged_json_is_named(self, tmp_path):
-        (tmp_path / "a.json").write_text("{")
+    @pytest.mark.parametrize("text", ["{", "[" * 100_000, "1" * 5000])
+    def test_damaged_json_is_named(self, tmp_path, text):
+        (tmp_path / "a.json").write_text(text)
         with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
             read_json(tmp_path / "a.json")
 

@@ -52,6 +52,7 @@ class TestMistakes:
             (CODES[:2], r"one row of codes per item, \[3, levels\], got shape \(2, 2\)"),
             (CODES[:, :0], "one row of codes per item"),
             (CODES.astype(np.float32), "expected whole numbers, got float32"),
+            (CODES + 32_766, r"item '10' has the codes .*expected codes up to 32766"),
             (CODES - 1, r"item '10' has the codes \[-1, 4\].*subtract the vocabulary offset"),
         ],
     )

@@ -186,7 +186,9 @@ def test_every_axis_has_its_points(
     assert {"decode-gpu-states", "decode-gpu-everyone-1"} <= set(tables)
     lines = tables["decode-gpu-beams"].splitlines()[4:]
     assert [line.split("|")[1:3] for line in lines] == [[" 20 ", " 2 "], [" 50 ", " 2 "]]
-    assert tables["decode-gpu-items"].splitlines()[-1].startswith("| 300 | 2 | - | 7 µs | 7 µs |")
+    assert (
+        tables["decode-gpu-items"].splitlines()[-1].startswith("| 300 | 2 | 7 µs | 7 µs | 1.0x |")
+    )
     assert tables["decode-gpu-codes"].splitlines()[-1].startswith("| 12 | 2 |")
     assert "| items | 300 | 7 µs (cpu) | - | 1.0x |" in tables["decode-gpu-axes"]
     assert "STATIC-style masks, compiled | 7 µs |" in tables["decode-gpu-everyone-1"]
@@ -406,6 +408,7 @@ def test_pieces_are_merged(
     first = axes_report(rehearsal, axes=("batch",), seconds=-1.0, **few)
     second = axes_report(rehearsal, axes=("batch", "beams"), **few)
     third = axes_report(rehearsal, axes=("beams",), **few)
+    third["setting"]["backends"] = ["another"]
     paths = []
     for number, report in enumerate((first, second, third)):
         paths.append(tmp_path / f"piece-{number}.json")
@@ -418,6 +421,7 @@ def test_pieces_are_merged(
     assert [point["axis"] for point in report["results"]] == ["batch", "batch", "beams"]
     assert report["results"][2] == rehearsal.common.read_json(paths[2])["results"][0]
     assert report["setting"]["axes"] == ["batch", "beams"]
+    assert report["setting"]["backends"] == [*first["setting"]["backends"], "another"]
     assert [piece["points"] for piece in report["pieces"]] == [0, 2, 1]
     assert "decode-gpu-axes" in rehearsal.gpu_tables.decode_gpu_tables(report)
 

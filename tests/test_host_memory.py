@@ -53,6 +53,18 @@ def test_without_memory_to_lock_it_is_ordinary_and_says_so_once(
     ]
 
 
+@pytest.mark.parametrize(
+    "words", ["CUDA error: an illegal memory access was encountered", "No CUDA GPUs are available"]
+)
+def test_other_errors_are_not_about_memory(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    def empty(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(RuntimeError, match=words):
+        host_memory.host_memory((5,), torch.int64, torch.device("cuda"))
+
+
 def test_on_a_gpu(cuda: torch.device) -> None:
     made = host_memory.host_memory((5,), torch.int64, cuda)
     assert made.is_pinned()

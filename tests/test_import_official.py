@@ -23,8 +23,8 @@ from transformers import T5ForConditionalGeneration
 
 import sidmlp_kernels
 from sidmlp.beam import decode_states
-from sidmlp.cli import main
-from sidmlp.cli.artifacts import load_codes, load_student, load_teacher
+from sidmlp.cli import artifacts, main
+from sidmlp.cli.artifacts import load_codes, load_encoder, load_student, load_teacher
 from sidmlp.cli.run_directory import RunDirectory
 from sidmlp.official import read_published
 from sidmlp.student import Student, StudentConfig
@@ -124,9 +124,12 @@ class TestCommand:
         out = tmp_path / "out"
         more = {"student": files["plus"], "encoder": files["encoder"], "out": out}
         assert main(command(files, *where, **more)) == 0
-        assert not (tmp_path / "run" / "distill.json").exists()
         model = sidmlp_kernels.load(out, device="cpu")
         assert model.catalogue.num_items == 4
+        encoder = load_encoder(RunDirectory(tmp_path / "run"))
+        assert encoder is not None
+        theirs = torch.load(files["encoder"], weights_only=True)["pos_embed.weight"]
+        assert torch.equal(encoder.embed_positions.weight, theirs)
 
     def fails(self, capsys, arguments: list[str]) -> str:
         capsys.readouterr()
@@ -162,17 +165,82 @@ class TestCommand:
         text = self.fails(capsys, command(files, out=out, student=plus))
         assert "name that with --encoder" in text
         assert "leave --encoder out" in self.fails(capsys, command(files, out=out, encoder=encoder))
-        text = self.fails(capsys, command(files, *where, student=plus, encoder=encoder))
-        assert "--encoder needs --out" in text
+        text = self.fails(capsys, command(files, *where, student=plus, encoder="teacher"))
+        assert "name that with --encoder" in text
+        text = self.fails(capsys, command(files, out=out, student=None, encoder=encoder))
+        assert "--out needs --student" in text
+        text = self.fails(capsys, command(files, *where, student=None, encoder=encoder))
+        assert "--encoder belongs to a student" in text
         assert "leave --heads out" in self.fails(capsys, command(files, out=out, heads=2))
 
     def test_a_bare_student_needs_its_heads(self, files, tmp_path, capsys) -> None:
         bare, out = tmp_path / "bare.pth", tmp_path / "out"
         torch.save(read_published(files["--student"]).state, bare)
-        assert "say it with --heads" in self.fails(capsys, command(files, out=out, student=bare))
-        assert main(command(files, out=out, student=bare, heads=4)) == 0
-        text = self.fails(capsys, command(files, out=out, student=files["--teacher"], heads=4))
+        reads: dict[str, object] = {"out": out, "encoder": "teacher"}
+        assert "say it with --heads" in self.fails(capsys, command(files, student=bare, **reads))
+        assert main(command(files, student=bare, heads=4, **reads)) == 0
+        reads["out"] = tmp_path / "other"
+        text = self.fails(capsys, command(files, student=files["--teacher"], heads=4, **reads))
         assert "tiger.pth: state_dict: expected the published layout" in text
+
+    def test_a_student_that_does_not_say_what_it_reads(self, files, tmp_path, capsys) -> None:
+        content = torch.load(files["plus"], weights_only=True)
+        args = {k: v for k, v in content["args"].items() if k != "encoder_ckpt"}
+        args |= {"mlp_encoder_path": "/data/encoder.pth"}
+        torch.save({"model_state_dict": content["model_state_dict"], "args": args}, files["plus"])
+        out = tmp_path / "out"
+        text = self.fails(capsys, command(files, out=out, student=files["plus"]))
+        assert "does not say whose states" in text
+        assert "--encoder FILE, or say --encoder teacher" in text
+        assert not out.exists()
+        more = {"out": out, "student": files["plus"], "encoder": files["encoder"]}
+        assert main(command(files, **more)) == 0
+        assert json.loads((out / "config.json").read_text())["encoder"]["kind"] == "mlp"
+
+    def test_an_encoder_with_too_few_positions(self, files, tmp_path, capsys) -> None:
+        where = self.run_directory(tmp_path)
+        more = {"student": files["plus"], "encoder": files["encoder"], "max-items": 23}
+        text = self.fails(capsys, command(files, *where, **more))
+        assert "expected 71 positions for histories of 23 items, got 70; say --max-items 22" in text
+        assert not (tmp_path / "run" / "codes.npy").exists()
+        assert main(command(files, *where, **(more | {"max-items": 22}))) == 0
+        (tmp_path / "run" / "encoder.pt").write_bytes(b"x")
+        text = self.fails(capsys, ["export", *where])
+        assert "encoder.pt is missing or damaged; run the command again" in text
+
+    def test_nothing_is_replaced_unasked(self, files, tmp_path, capsys) -> None:
+        where = self.run_directory(tmp_path)
+        run = RunDirectory(tmp_path / "run")
+        assert main(["tokenize", *where, "--codes", "2", "--dim", "2"]) == 0
+        before = run.codes.read_bytes()
+        text = self.fails(capsys, command(files, *where))
+        assert "run has codes.npy, made by earlier commands; say --overwrite" in text
+        assert run.codes.read_bytes() == before
+        assert main(command(files, *where, "--overwrite", "--out", tmp_path / "out")) == 0
+        run.student_progress.write_text("of another training")
+        text = self.fails(capsys, command(files, *where, "--out", tmp_path / "out"))
+        assert "codes.npy, teacher.pt, student.pt, student-progress.pt and " in text
+        assert f"{tmp_path / 'out'} is not empty" in text
+        assert main(command(files, *where, "--overwrite", "--out", tmp_path / "out")) == 0
+        assert not run.student_progress.exists()
+
+    @pytest.mark.parametrize("broken", ["save_codes", "save_teacher", "save_student"])
+    def test_a_full_disk_leaves_the_run_as_it_was(
+        self, files, tmp_path, capsys, monkeypatch, broken
+    ) -> None:
+        where = self.run_directory(tmp_path)
+        assert main(["tokenize", *where, "--codes", "2", "--dim", "2"]) == 0
+        run = RunDirectory(tmp_path / "run")
+        before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+        right = getattr(artifacts, broken)
+
+        def full(*arguments: object) -> None:
+            right(*arguments)  # the last of it is what does not fit
+            raise OSError(28, "No space left on device", "codes.npy")
+
+        monkeypatch.setattr(artifacts, broken, full)
+        assert "No space left" in self.fails(capsys, command(files, *where, "--overwrite"))
+        assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
 
     def test_a_run_without_data(self, files, tmp_path, capsys) -> None:
         text = self.fails(capsys, command(files, "--run", tmp_path / "none"))

@@ -120,6 +120,7 @@ class TestLoadTexts:
             ([{"item_id": 1, "title": "x"}], None, "such as '10', got 1 lines of other items"),
             ([{"item_id": 10, "a": "x"}], ["b"], "no line has the field 'b'; the fields are a"),
             ([{"item_id": 10}, "{"], None, "not readable after line 1"),
+            ([{"item_id": 10}, "[" * 100_000], None, "not readable after line 1"),
             (["[1]"], None, "an object with the key item_id"),
         ],
     )

@@ -189,6 +189,8 @@ class TestSemanticIds:
             ("7", "expected a JSON object"),
             ("{}", "expected a JSON object"),
             ("", "line 1, column 1 is not JSON"),
+            ("[" * 100_000, "s holds no item and its codes"),
+            ('{"B1": [1, ' + "1" * 5000 + "]}", "s holds no item and its codes"),
         ],
     )
     def test_bad_files(self, tmp_path, content, message) -> None:
@@ -251,5 +253,30 @@ class TestWeightFiles:
         whole = files["--teacher"].read_bytes()
         for damaged in (b"", b"nonsense", whole[: len(whole) // 2]):
             (tmp_path / "w.pth").write_bytes(damaged)
-            with pytest.raises(ValueError, match=r"w\.pth is damaged"):
+            with pytest.raises(ValueError, match=r"w\.pth is damaged") as caught:
                 read_published(tmp_path / "w.pth")
+            assert "weights_only" not in str(caught.value)  # torch's advice to run what is there
+
+    @pytest.mark.parametrize(
+        ("said", "reads"),
+        [
+            ({"model_type": "SID-MLP"}, "teacher"),
+            ({"model_type": "SID-MLP", "args": {"encoder_ckpt": None}}, "teacher"),
+            ({"args": {"encoder_ckpt": None}}, "teacher"),
+            ({"model_type": "SID-MLP++"}, "own"),
+            ({"args": {"encoder_ckpt": "e.pth"}}, "own"),
+            ({"model_type": "SID-MLP", "args": {"encoder_ckpt": "e.pth"}}, "own"),
+            ({}, None),
+            ({"args": {"num_heads": 4}}, None),
+            ({"model_type": "SIDMLPPlus", "args": {"encoder_ckpt": None}}, None),
+            ({"args": {"encoder_ckpt": None, "mlp_encoder": "e.pth"}}, None),
+            ({"args": {"encoder_ckpt": None}, "encoder_state_dict": {}}, None),
+        ],
+    )
+    def test_whose_states_a_student_reads(self, tmp_path, said, reads) -> None:
+        torch.save({"model_state_dict": {"a": torch.ones(1)}, **said}, tmp_path / "w.pth")
+        assert read_published(tmp_path / "w.pth").encoder == reads
+
+    def test_a_bare_state_dict_does_not_say(self, tmp_path) -> None:
+        torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
+        assert read_published(tmp_path / "w.pth").encoder is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 import torch
 
 import sidmlp_kernels as sk
+from sidmlp.cli import COMMANDS
+from sidmlp.cli.tokenizer_options import TOKENIZERS
 from sidmlp_kernels.student import weight_shapes
 
 ROOT = Path(__file__).parent.parent
@@ -52,3 +56,33 @@ def test_links_lead_somewhere() -> None:
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_commands_and_options_exist() -> None:
+    section = README.split("## On your data")[1].split("\n## ")[0]
+    named: dict[str, set[str]] = {}
+    for text in re.findall(r"sidmlp [a-z-]+|--[a-z0-9-]+", section):
+        if not text.startswith("--"):
+            said = named.setdefault(text.split()[1], set())
+        else:
+            said.add(text)
+    assert {"--tokenizer", "--vectors", "--texts", "--given-codes"} <= set().union(*named.values())
+    assert "--encoder" in named["import-official"]
+    known = {command: options_of(command) for command in COMMANDS if command != "demo"}
+    assert named.keys() <= known.keys()
+    # Prose about one command names another in between, so an option is one of any command.
+    assert set().union(*named.values()) <= set().union(*known.values())
+    lines = re.findall(r"^sidmlp ([a-z-]+)(.*)", section, re.MULTILINE)
+    for command, rest in lines:
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known[command], (command, rest)
+
+
+def test_every_tokenizer_is_named() -> None:
+    for name in TOKENIZERS:
+        assert f"`{name}`" in README
+
+
+def options_of(command: str) -> set[str]:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"sidmlp.cli.{command.replace('-', '_')}").add_arguments(parser)
+    return {name for action in parser._actions for name in action.option_strings}

@@ -14,7 +14,7 @@ import torch
 from benchmark_scripts import GPU_SCRIPTS, REQUEST_SCRIPTS, SIZES, pretend_gpu, scripts
 from captured_graphs import fake_graphs
 
-from sidmlp_kernels import Recommender, T5Spec
+from sidmlp_kernels import MLPEncoderSpec, Recommender, T5Spec
 from sidmlp_kernels.encoder_plan import EncoderPlan
 from sidmlp_kernels.plan import DecodePlan
 
@@ -54,6 +54,7 @@ def tiny_options(modules: SimpleNamespace, **changes: Any) -> Any:
         "encoder_sizes": ENCODER,
         "rounds": 2,
         "long_batches": (),
+        "mlp_batches": (),
     }
     return modules.request_options.RequestOptions(**{**arguments, **changes})
 
@@ -188,12 +189,29 @@ def test_long_inputs_are_a_setting_of_their_own(
     assert (point["histories"], point["batch"], point["mean_tokens"]) == ("long", 2, 110)
     assert {row["key"] for row in point["variants"]} == {row["key"] for row in full["variants"]}
     assert report["setting"]["long"]["tokens"] == 110
-    assert set(report["plans"]) == {"cpu-bfloat16, 82 tokens", "cpu-bfloat16, 110 tokens"}
+    assert set(report["plans"]) == {"cpu-bfloat16, full", "cpu-bfloat16, long"}
     tables = rehearsal.request_tables.requests_gpu_tables(report)
     assert "| long, 110 tokens | 2 |" in tables["requests-gpu-long"]
     assert "D 32," in tables["requests-gpu-long"]
     assert "long" not in tables["requests-gpu"]
     assert "D 16," in tables["requests-gpu"]
+
+
+def test_sid_mlp_plus_plus_has_points_of_its_own(rehearsal: SimpleNamespace) -> None:
+    report = run(rehearsal, batches=(1,), histories=("full",), mlp_batches=(2, 1))
+    assert report["left_out"] == []
+    full, *points = report["results"]
+    assert [(p["histories"], p["batch"]) for p in points] == [("mlp", 2), ("mlp", 1)]
+    for point in points:
+        rows = {row["key"]: row for row in point["variants"]}
+        assert set(rows) == {row["key"] for row in full["variants"]}
+        assert rows["encoder-cpu-bfloat16"]["verified"]["requests"] == point["batch"]
+    encoder = report["setting"]["mlp"]["encoder"]
+    assert encoder == {"num_layers": 4, "dim": 16, "hidden_dim": 512}
+    tables = rehearsal.request_tables.requests_gpu_tables(report)
+    assert "SID-MLP++ encoder of 4 layers, D 16," in tables["requests-gpu-mlp"]
+    assert "| mlp, 82 tokens | 2 |" in tables["requests-gpu-mlp"]
+    assert "mlp" not in tables["requests-gpu"]
 
 
 def test_the_cpu_is_timed_by_its_own_clock(modules: SimpleNamespace) -> None:
@@ -318,6 +336,8 @@ def test_the_arithmetic_limit_is_the_published_one(modules: SimpleNamespace) -> 
     inputs = modules.request_inputs
     spec = T5Spec(**inputs.T5_SIZES, vocab_size=1027)
     assert inputs.encoder_flop(spec, 82) == pytest.approx(342e6, rel=0.01)
+    mlp = MLPEncoderSpec(**inputs.MLP_SIZES, num_roles=4, vocab_size=1027, max_length=82)
+    assert inputs.encoder_flop(mlp, 82) == 2 * 4 * (2 * 82 + 4) * 128 * 512
     sizes = modules.decode_variants.PUBLISHED_SIZES
     contest = modules.decode_variants.Contest(
         modules.decode_catalogues.uniform_catalogue(300), 1, sizes=sizes, tokens=82, k=10

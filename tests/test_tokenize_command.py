@@ -170,6 +170,12 @@ class TestMistakes:
         monkeypatch.setattr(sidmlp.tokenizers, "cooccurrence_vectors", too_late)
         refused(capsys, *where, "--tokenizer", *arguments)
 
+    def test_texts_without_a_common_word_advise_what_there_is(self, where, tmp_path, capsys):
+        lines = [json.dumps({"item_id": i * 10, "text": f"w{i}"}) for i in range(ITEMS)]
+        (tmp_path / "t.jsonl").write_text("\n".join(lines))
+        error = refused(capsys, *where, "--texts", tmp_path / "t.jsonl")
+        assert "no word is in 2 texts or more; use longer texts, or other item vectors" in error
+
     def test_two_sources_at_once(self, where, capsys):
         with pytest.raises(SystemExit):
             main(["tokenize", *where, "--titles", "--texts", "x.jsonl"])

@@ -140,8 +140,11 @@ class TestVectors:
         assert load_vectors(path, 3).dtype == np.float32
         with pytest.raises(ValueError, match="one row per item"):
             load_vectors(path, 4)
-        np.save(path, np.full((3, 2), np.nan))
-        with pytest.raises(ValueError, match="finite"):
+        np.save(path, np.asarray([[0.0, 1], [1, np.nan], [1e39, 0]]))
+        with pytest.raises(ValueError, match=r"finite numbers of 32 bits, 2 rows .* row 1"):
+            load_vectors(path, 3)
+        np.save(path, np.ones((3, 2), np.int64))
+        with pytest.raises(ValueError, match="floating-point numbers, got int64"):
             load_vectors(path, 3)
         with pytest.raises(ValueError, match="does not exist"):
             load_vectors(tmp_path / "none.npy", 3)

@@ -180,7 +180,9 @@ def distill(
         return distillation_loss(student(states, mask, codes), wanted, codes, options, real)
 
     compiled: Callable[..., Tensor] = (
-        torch.compile(loss_of_batch, dynamic=False) if execution.compile else loss_of_batch
+        torch.compile(loss_of_batch, dynamic=False, fullgraph=True)
+        if execution.compile
+        else loss_of_batch
     )
 
     def loss_of(longest: int, index: Tensor, *batch: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidmlp.data import Examples, Interactions, Split, training_counts
+from sidmlp.data import Examples, Interactions, Split, TokenSpec, training_counts
 from sidmlp.distill import recommend as recommend_by_student
 from sidmlp.distill import reference_decode
 from sidmlp.metrics import ndcg_at_k, recall_at_k
+from sidmlp.mlp_encoder import MLPEncoder
 from sidmlp.progress import bar
 from sidmlp.student import Student
 from sidmlp.teacher import PrefixTable, SearchResult, Teacher
@@ -134,6 +135,38 @@ def encoder_features(
     """The teacher's encoder states of every question, kept in full precision."""
     return compute_features(
         teacher, questions.examples, codes, dtype="float32", execution=execution
+    )
+
+
+@torch.no_grad()
+def own_encoder_features(
+    encoder: MLPEncoder,
+    tokens: TokenSpec,
+    codes: np.ndarray,
+    questions: Questions,
+    execution: Execution | None = None,
+    batch_size: int = 128,
+) -> Features:
+    """As ``encoder_features`` of a SID-MLP++ student, which reads an encoder of its own; no logits.
+
+    codes: int64 [num_items, L]; the encoder in evaluation mode; execution: it is moved to its
+    device, fp32 on the CPU by default.
+    """
+    execution = execution or Execution()
+    encoder.to(execution.device)
+    states, lengths = [], [np.zeros(1, dtype=np.int64)]
+    examples = questions.examples
+    for index in bar(list(batches(len(examples), batch_size)), "encoder"):
+        ids, mask = tokens.batch_examples(examples.take(index), codes)
+        with execution.autocast():
+            found = encoder(ids.to(execution.device), mask.to(execution.device))
+        states.append(found.float().cpu()[mask].numpy())
+        lengths.append(mask.sum(1).numpy())
+    return Features(
+        states=np.concatenate(states),
+        token_offsets=np.cumsum(np.concatenate(lengths)),
+        logits=np.empty((len(examples), 0), dtype=np.float32),
+        codes=codes[examples.target_items()],
     )
 
 

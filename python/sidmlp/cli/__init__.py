@@ -94,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sidmlp {command}: {_one_sentence(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"sidmlp {command}: {error.strerror}: {error.filename}", file=sys.stderr)
+        named = "" if error.filename is None else f": {error.filename}"
+        print(f"sidmlp {command}: {error.strerror or error}{named}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nsidmlp {command}: stopped; run the same command again", file=sys.stderr)

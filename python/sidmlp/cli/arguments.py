@@ -74,7 +74,7 @@ def add_execution_arguments(
         group.add_argument(
             "--compile",
             action="store_true",
-            help="run training steps through torch.compile: some minutes first, faster afterwards",
+            help="run training steps through torch.compile: slow at first, faster afterwards",
         )
 
 

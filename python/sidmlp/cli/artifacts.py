@@ -9,6 +9,7 @@ import numpy as np
 
 from sidmlp.data import Interactions, TokenSpec
 from sidmlp.data.files import sha256_of_bytes, write_atomically
+from sidmlp.mlp_encoder import MLPEncoder, MLPEncoderConfig
 from sidmlp.student import Student, StudentConfig
 from sidmlp.teacher import Teacher, TeacherConfig
 from sidmlp.training import load_tensors, save_tensors
@@ -74,3 +75,23 @@ def load_student(run: RunDirectory) -> Student:
     student = Student(StudentConfig(**saved["config"]))
     student.load_state_dict(saved["weights"])
     return student.eval()
+
+
+def save_encoder(run: RunDirectory, encoder: MLPEncoder) -> None:
+    """Writes sizes and weights of the encoder that a SID-MLP++ student reads."""
+    save_tensors(run.encoder, {"config": asdict(encoder.config), "weights": encoder.state_dict()})
+
+
+def load_encoder(run: RunDirectory) -> MLPEncoder | None:
+    """The student's own encoder, in evaluation mode; None where it reads the teacher's states."""
+    if run.require("distill").get("encoder") != "mlp":
+        return None
+    try:
+        saved = load_tensors(run.encoder)
+    except ValueError:
+        raise ValueError(
+            f"{run.encoder} is missing or damaged; run the command again that made the student"
+        ) from None
+    encoder = MLPEncoder(MLPEncoderConfig(**saved["config"]))
+    encoder.load_state_dict(saved["weights"])
+    return encoder.eval()

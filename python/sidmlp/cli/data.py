@@ -6,9 +6,10 @@ Give exactly one source:
                      keys
   --arrays DIR       numpy: sequences.npz with items (0-based, oldest first) and offsets per user
   --amazon2023 FILE  a category of Amazon Reviews 2023: its rating_only .csv, or its reviews .jsonl
-  --amazon2014 FILE  a category of the 2014 release: reviews_*.json or ratings_*.csv
+  --amazon2014 FILE  a category of the 2014 or 2018 release: its reviews .json or its ratings .csv
 
-The Amazon files are read as they are published, gzipped or not; --meta adds the products' titles.
+The Amazon files are read as they are published, gzipped or not; --meta adds the products' titles,
+brands, categories, descriptions and features, which `sidmlp tokenize --texts` reads.
 
 Of every user the last item is kept for testing and the one before it for validation.
 """
@@ -20,6 +21,8 @@ from pathlib import Path
 
 from .arguments import positive
 from .run_directory import RunDirectory, add_run_argument
+
+COLUMNS = ("user,item", "item,user")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--amazon2014", type=Path, metavar="FILE", help="ratings or reviews file")
     parser.add_argument(
         "--meta", type=Path, metavar="FILE", help="meta_* file of the same Amazon category"
+    )
+    parser.add_argument(
+        "--columns",
+        choices=COLUMNS,
+        metavar="A,B",
+        help="what the lines of an Amazon .csv without a header start with: user,item (2014) or "
+        "item,user (2018) (default: by the look of the ids)",
     )
     parser.add_argument(
         "--min-count",
@@ -67,18 +77,22 @@ def run(options: argparse.Namespace) -> None:
     )
 
     from .artifacts import data_fingerprint
+    from .staging import staged
 
     if options.wheel is not None and not options.movielens:
         raise ValueError("--wheel belongs to --movielens; leave it out")
     amazon = options.amazon2023 or options.amazon2014
-    if amazon is None and (options.meta is not None or options.min_count is not None):
-        raise ValueError("--meta and --min-count belong to --amazon2023 and --amazon2014")
+    if amazon is None and (options.meta, options.min_count, options.columns) != (None,) * 3:
+        raise ValueError(
+            "--meta, --min-count and --columns belong to --amazon2023 and --amazon2014"
+        )
     if amazon is not None:
         data = load_amazon(
             amazon,
             2014 if options.amazon2023 is None else 2023,
             meta=options.meta,
             min_count=options.min_count or 5,
+            columns=options.columns,
         )
     elif options.movielens:
         data = load_movielens(options.cache, options.wheel)
@@ -92,8 +106,6 @@ def run(options: argparse.Namespace) -> None:
             f"the data has {len(split.train)} training and {len(split.test)} test examples; "
             "it needs users with at least 4 interactions"
         )
-    directory = RunDirectory(options.run)
-    data.save(directory.data)
     counts = {
         "users": data.num_users,
         "items": data.num_items,
@@ -101,7 +113,9 @@ def run(options: argparse.Namespace) -> None:
         "training_examples": len(split.train),
         "test_users": len(split.test),
     }
-    directory.finish("data", data_fingerprint(data), **counts)
+    with staged(RunDirectory(options.run)) as directory:
+        data.save(directory.data)
+        directory.finish("data", data_fingerprint(data), **counts)
     print(
         f"{data.num_users:,} users, {data.num_items:,} items, {data.items.size:,} interactions; "
         f"{len(split.test):,} users are tested on their last item"

@@ -129,10 +129,11 @@ def measure(
         by_reference,
         by_teacher,
         encoder_features,
+        own_encoder_features,
     )
     from sidmlp.training import Execution
 
-    from .artifacts import load_codes, load_data, load_student, load_teacher
+    from .artifacts import load_codes, load_data, load_encoder, load_student, load_teacher
 
     if beams < 10:
         raise ValueError(f"--beams must be at least 10, as ten items are scored, got {beams}")
@@ -148,12 +149,17 @@ def measure(
             return Quality.of(by_popularity(data, split, questions), questions.targets), ""
         if name == "kernel":
             return Quality.of(by_callable(kernel(), questions), questions.targets), ""
-        teacher, (codes, _) = load_teacher(directory), load_codes(directory)
+        teacher, (codes, tokens) = load_teacher(directory), load_codes(directory)
         if name == RESCORE:
             return Quality.of(by_callable(kernel(teacher), questions), questions.targets), ""
         if name == "reference":
-            student = load_student(directory).to(execution.device)
-            features = encoder_features(teacher, codes, questions, execution)
+            student, encoder = load_student(directory), load_encoder(directory)
+            student.to(execution.device)
+            features = (
+                encoder_features(teacher, codes, questions, execution)
+                if encoder is None
+                else own_encoder_features(encoder, tokens, codes, questions, execution)
+            )
             items = by_reference(student, features, codes, questions, num_beams=beams)
             return Quality.of(items, questions.targets), ""
         constrained = name == "teacher"
@@ -185,7 +191,8 @@ def kernel_recommend(
     """The exported student behind sidmlp_kernels, in dense item indices.
 
     execution: its device, and bfloat16 if its precision is bf16, float32 otherwise.
-    rescore_by: the teacher whose encoder the student reads, to order the student's items.
+    rescore_by: the teacher, to order the student's items; it reads the states that the student
+    reads where those are its own, else it encodes for itself.
     """
     import numpy as np
     import torch
@@ -193,7 +200,7 @@ def kernel_recommend(
     import sidmlp_kernels
     from sidmlp.teacher import CandidateScorer
 
-    from .artifacts import load_data
+    from .artifacts import load_data, load_encoder
 
     exported = directory.require("export")
     model = sidmlp_kernels.load(
@@ -201,15 +208,19 @@ def kernel_recommend(
         device=execution.device,
         dtype=torch.bfloat16 if execution.precision == "bf16" else torch.float32,
     )
-    rescore = None
+    scorer = own_encoder = None
     if rescore_by is not None:
-        rescore = CandidateScorer(rescore_by.to(model.device).eval())
+        scorer = CandidateScorer(rescore_by.to(model.device).eval())
+        own_encoder = load_encoder(directory)
     ids = load_data(directory).item_ids
     order = np.argsort(ids)
 
     def recommend(histories: list[np.ndarray], exclude: list[np.ndarray], k: int) -> torch.Tensor:
         batch = model.batch([ids[history] for history in histories])
         seen = [ids[items] for items in exclude]
+        rescore: Any = scorer
+        if scorer is not None and own_encoder is not None:
+            rescore = scorer.of_requests(batch.ids, batch.mask)
         found = model.decode(batch, k=k, num_beams=beams, exclude=seen, rescore=rescore)
         items = found.items.cpu().numpy()
         dense = order[np.searchsorted(ids, np.maximum(items, ids.min()), sorter=order)]

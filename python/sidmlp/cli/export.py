@@ -1,6 +1,6 @@
 """Write the student as a directory that `sidmlp_kernels.load` reads.
 
-It holds the student, the teacher's encoder, the items' codes and, for printing, their titles.
+It holds the student, the encoder that it reads, the items' codes and, for printing, their titles.
 """
 
 from __future__ import annotations
@@ -29,27 +29,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Exports the run's student."""
-    from sidmlp.data.files import write_json
-    from sidmlp.encoder_assets import t5_encoder_assets
+    from sidmlp.data.files import write_errors, write_json
+    from sidmlp.encoder_assets import mlp_encoder_assets, t5_encoder_assets
     from sidmlp.export import export_checkpoint
 
-    from .artifacts import load_codes, load_data, load_student, load_teacher
+    from .artifacts import load_codes, load_data, load_encoder, load_student, load_teacher
 
     directory = RunDirectory(options.run)
     fingerprint = directory.require("distill")["fingerprint"]
     data, (codes, tokens) = load_data(directory), load_codes(directory)
-    encoder_config, encoder_weights = t5_encoder_assets(load_teacher(directory).t5)
-    target = options.out or directory.checkpoint
-    export_checkpoint(
-        target,
-        load_student(directory),
-        codes,
-        data.item_ids,
-        tokens=tokens.as_dict(),
-        encoder_config=encoder_config,
-        encoder_state_dict=encoder_weights,
-        decode={"num_beams": options.beams},
+    own = load_encoder(directory)
+    encoder_config, encoder_weights = (
+        t5_encoder_assets(load_teacher(directory).t5) if own is None else mlp_encoder_assets(own)
     )
+    target = options.out or directory.checkpoint
+    with write_errors(target):
+        export_checkpoint(
+            target,
+            load_student(directory),
+            codes,
+            data.item_ids,
+            tokens=tokens.as_dict(),
+            encoder_config=encoder_config,
+            encoder_state_dict=encoder_weights,
+            decode={"num_beams": options.beams},
+        )
     if data.titles is not None or data.item_names is not None:
         titles = {str(data.item_ids[item]): data.title(item) for item in range(data.num_items)}
         write_json(target / TITLES, titles)

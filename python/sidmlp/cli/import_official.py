@@ -1,11 +1,13 @@
 """Read what the paper's authors publish: TIGER, its semantic IDs, SID-MLP and SID-MLP++.
 
---run DIR  a run whose `sidmlp data` read the same category: codes, teacher and SID-MLP student
-           become the run's own, so that distill, export and evaluate go on from there
+--run DIR  a run whose `sidmlp data` read the same category: codes, teacher and student, with its
+           encoder if it is a SID-MLP++, become the run's own, so that distill, export and evaluate
+           go on from there
 --out DIR  a directory that `sidmlp_kernels.load` reads; needs a student. Items are numbered as the
            run's where --run is given, else in the order of the semantic IDs
 
-One of the two is needed. Nothing is written unless everything fits.
+One of the two is needed. Nothing is written unless everything fits, and nothing that is there is
+replaced without --overwrite.
 """
 
 from __future__ import annotations
@@ -35,11 +37,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--semantic-ids", type=Path, required=True, metavar="FILE", help=".sem_ids file")
     add("--teacher", type=Path, required=True, metavar="FILE", help="TIGER's .pth")
     add("--student", type=Path, metavar="FILE", help=".pth of a SID-MLP or SID-MLP++ student")
-    add("--encoder", type=Path, metavar="FILE", help=".pth of the SID-MLP++ student's encoder")
+    add(
+        "--encoder",
+        type=Path,
+        metavar="FILE",
+        help=".pth of the SID-MLP++ student's encoder, or the word teacher for a student that "
+        "reads its teacher's states but does not say so itself",
+    )
     add("--heads", type=positive, metavar="N", help="attention heads of a student that says none")
-    add("--codes", type=sizes, default=(256, 256, 256, 256), help="codes of every level")
+    add(
+        "--codes",
+        type=sizes,
+        default=(256, 256, 256, 256),
+        metavar="N,N,..",
+        help="codes of every level, the last one's included",
+    )
     add("--max-items", type=positive, default=20, help="longer histories keep their newest items")
     add("--beams", type=positive, default=50, help="candidates kept per level unless told else")
+    add("--overwrite", action="store_true", help="replace what --run or --out already holds")
+
+
+TEACHER = Path("teacher")  # --encoder of a student without one
 
 
 @dataclass(frozen=True)
@@ -61,13 +79,10 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("one of --run and --out is needed, to say where the assets shall go")
     if options.out is not None and options.student is None:
         raise ValueError("--out needs --student; --run takes a teacher without one")
-    if options.run is not None and options.out is None and options.encoder is not None:
-        raise ValueError(
-            "--encoder needs --out: a run's student reads the states of the run's teacher, not "
-            "those of an SID-MLP++ encoder"
-        )
     directory = None if options.run is None else RunDirectory(options.run)
     data = None if directory is None else load_data(directory)
+    if not options.overwrite:
+        _check_nothing_is_lost(directory, options.out)
     assets = _read(options, data)
     if options.out is not None:
         ids = list(range(len(assets.items))) if data is None else data.item_ids.tolist()
@@ -75,6 +90,25 @@ def run(options: argparse.Namespace) -> None:
         _export(options, assets, ids, titles)
     if directory is not None:
         _fill(directory, options, assets)
+
+
+def _check_nothing_is_lost(directory: RunDirectory | None, out: Path | None) -> None:
+    """ValueError that names what is there already."""
+    held = []
+    if directory is not None:
+        results = (directory.codes, directory.teacher, directory.student)
+        held = [path.name for path in results if path.exists()]
+        begun = (directory.teacher_progress, directory.student_progress, directory.features)
+        held += [path.name for path in begun if path.exists()]
+        if held:
+            held = [f"{directory.path} has {', '.join(held)}"]
+    if out is not None and out.is_dir() and any(out.iterdir()):
+        held.append(f"{out} is not empty")
+    if held:
+        raise ValueError(
+            f"{' and '.join(held)}, made by earlier commands; say --overwrite to replace that, or "
+            "name another directory"
+        )
 
 
 def _read(options: argparse.Namespace, data: Any) -> _Assets:
@@ -98,23 +132,41 @@ def _read(options: argparse.Namespace, data: Any) -> _Assets:
     student = encoder = None
     if options.student is not None:
         published = read_published(options.student)
-        if published.reads_own_encoder and options.encoder is None:
-            raise ValueError(
-                f"{options.student} is an SID-MLP++ student, which reads states of an encoder of "
-                "its own; name that with --encoder"
-            )
-        if published.model_type == "SID-MLP" and options.encoder is not None:
-            raise ValueError(
-                f"{options.student} is a SID-MLP student, which reads the states of its teacher's "
-                "encoder; leave --encoder out"
-            )
         student = _student(published, options, teacher)
+        _check_encoder(published, options.encoder)
     elif options.encoder is not None:
         raise ValueError("--encoder belongs to a student; name that with --student")
-    if options.encoder is not None:
+    if options.encoder not in (None, TEACHER):
         table = teacher.t5.shared.weight.detach()
         encoder = encoder_from_official(read_published(options.encoder), table, len(options.codes))
+        positions, levels = encoder.config.max_length, len(options.codes)
+        if positions < teacher.tokens.max_tokens:
+            raise ValueError(
+                f"{options.encoder}: expected {teacher.tokens.max_tokens} positions for histories "
+                f"of {options.max_items} items, got {positions}; say --max-items "
+                f"{max(1, (positions - 2) // levels)}, or what it was trained with"
+            )
     return _Assets(items, codes, teacher, student, encoder)
+
+
+def _check_encoder(published: Published, encoder: Path | None) -> None:
+    """ValueError where --encoder is not what the student says, or neither says anything."""
+    if published.encoder == "own" and encoder in (None, TEACHER):
+        raise ValueError(
+            f"{published.path} is a SID-MLP++ student, which reads states of an encoder of its "
+            "own; name that with --encoder"
+        )
+    if published.encoder == "teacher" and encoder not in (None, TEACHER):
+        raise ValueError(
+            f"{published.path} is a SID-MLP student, which reads the states of its teacher's "
+            "encoder; leave --encoder out"
+        )
+    if published.encoder is None and encoder is None:
+        raise ValueError(
+            f"{published.path} does not say whose states the student reads, and no weight does; "
+            "name the encoder of a SID-MLP++ student with --encoder FILE, or say --encoder teacher "
+            "if it is a SID-MLP student, which reads its teacher's"
+        )
 
 
 def _student(published: Published, options: argparse.Namespace, teacher: Teacher) -> Student:
@@ -164,7 +216,7 @@ def _student(published: Published, options: argparse.Namespace, teacher: Teacher
 def _export(
     options: argparse.Namespace, assets: _Assets, ids: list[int], titles: list[str]
 ) -> None:
-    from sidmlp.data.files import write_json
+    from sidmlp.data.files import write_errors, write_json
     from sidmlp.encoder_assets import mlp_encoder_assets, t5_encoder_assets
     from sidmlp.export import export_checkpoint
 
@@ -176,17 +228,18 @@ def _export(
         if assets.encoder is None
         else mlp_encoder_assets(assets.encoder)
     )
-    export_checkpoint(
-        options.out,
-        assets.student,
-        assets.codes,
-        ids,
-        tokens=assets.teacher.tokens.as_dict(),
-        encoder_config=config,
-        encoder_state_dict=weights,
-        decode={"num_beams": options.beams},
-    )
-    write_json(options.out / TITLES, dict(zip(map(str, ids), titles, strict=True)))
+    with write_errors(options.out):
+        export_checkpoint(
+            options.out,
+            assets.student,
+            assets.codes,
+            ids,
+            tokens=assets.teacher.tokens.as_dict(),
+            encoder_config=config,
+            encoder_state_dict=weights,
+            decode={"num_beams": options.beams},
+        )
+        write_json(options.out / TITLES, dict(zip(map(str, ids), titles, strict=True)))
     print(
         f"{len(ids):,} items and their student are in {options.out}; load them with "
         f"sidmlp_kernels.load({str(options.out)!r})"
@@ -194,31 +247,38 @@ def _export(
 
 
 def _fill(directory: RunDirectory, options: argparse.Namespace, assets: _Assets) -> None:
-    """Writes codes, teacher and a T5-reading student as the commands leave them."""
+    """Puts codes, teacher and student into the run as the commands leave them, all or none."""
     import numpy as np
 
     from sidmlp.data.files import sha256_of_file
 
-    from .artifacts import save_codes, save_student, save_teacher
+    from .artifacts import save_codes, save_encoder, save_student, save_teacher
+    from .staging import staged
 
-    fingerprint = save_codes(directory, assets.codes)
-    directory.finish(
-        "tokenize",
-        f"{fingerprint} max_items={options.max_items}",
-        codes_per_level=list(options.codes),
-        max_items=options.max_items,
-        unique_ids=len(np.unique(assets.codes, axis=0)),
-        source=str(options.semantic_ids),
-    )
+    with staged(directory) as new:
+        fingerprint = save_codes(new, assets.codes)
+        new.finish(
+            "tokenize",
+            f"{fingerprint} max_items={options.max_items}",
+            codes_per_level=list(options.codes),
+            max_items=options.max_items,
+            unique_ids=len(np.unique(assets.codes, axis=0)),
+            source=str(options.semantic_ids),
+        )
+        save_teacher(new, assets.teacher)
+        new.finish("train-teacher", sha256_of_file(new.teacher), source=str(options.teacher))
+        made = "codes and teacher"
+        if assets.student is not None:
+            save_student(new, assets.student)
+            fingerprint = sha256_of_file(new.student)
+            facts = {"source": str(options.student)}
+            made = "codes, teacher and student"
+            if assets.encoder is not None:
+                save_encoder(new, assets.encoder)
+                fingerprint += f" {sha256_of_file(new.encoder)}"
+                facts |= {"encoder": "mlp", "encoder_source": str(options.encoder)}
+                made = "codes, teacher, student and its encoder"
+            new.finish("distill", fingerprint, **facts)
     directory.restart_teacher()
-    save_teacher(directory, assets.teacher)
-    directory.finish(
-        "train-teacher", sha256_of_file(directory.teacher), source=str(options.teacher)
-    )
     directory.restart_student()
-    made = "codes and teacher"
-    if assets.student is not None and assets.encoder is None:
-        save_student(directory, assets.student)
-        directory.finish("distill", sha256_of_file(directory.student), source=str(options.student))
-        made = "codes, teacher and student"
     print(f"{len(assets.items):,} items: {made} are in {directory.path}")

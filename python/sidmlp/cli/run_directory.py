@@ -45,6 +45,7 @@ class RunDirectory:
         self.teacher_progress = path / "teacher-progress.pt"
         self.features = path / "features"
         self.student = path / "student.pt"
+        self.encoder = path / "encoder.pt"  # an SID-MLP++ student's own
         self.student_progress = path / "student-progress.pt"
         self.checkpoint = path / "student"
 

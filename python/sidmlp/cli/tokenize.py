@@ -91,6 +91,7 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.tokenizers import count_collisions, deduplicate
 
     from .artifacts import load_data, save_codes
+    from .staging import staged
 
     directory = RunDirectory(options.run)
     data = load_data(directory)
@@ -118,18 +119,19 @@ def run(options: argparse.Namespace) -> None:
     check_servable(per_level)
     print(f"before the last code {collisions}" if level else str(collisions))
     unique = len(np.unique(codes, axis=0))
-    fingerprint = save_codes(directory, codes)
-    directory.finish(
-        "tokenize",
-        f"{fingerprint} max_items={options.max_items}",
-        codes_per_level=per_level,
-        max_items=options.max_items,
-        unique_ids=unique,
-        colliding_items=collisions.items,
-        largest_collision=collisions.largest,
-        duplicates="level" if level else "report",
-        **facts,
-    )
+    with staged(directory) as new:
+        fingerprint = save_codes(new, codes)
+        new.finish(
+            "tokenize",
+            f"{fingerprint} max_items={options.max_items}",
+            codes_per_level=per_level,
+            max_items=options.max_items,
+            unique_ids=unique,
+            colliding_items=collisions.items,
+            largest_collision=collisions.largest,
+            duplicates="level" if level else "report",
+            **facts,
+        )
     levels = " x ".join(str(count) for count in per_level)
     print(f"{data.num_items:,} items have {unique:,} different IDs of {levels} codes")
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import positive, share, sizes
+from .run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sidmlp.data import Interactions
     from sidmlp.tokenizers import Codebooks
+
+RUN_TEXTS = Path()  # --texts without a file
 
 TOKENIZERS = ("rkmeans", "rqvae", "pq", "opq")
 
@@ -32,8 +35,11 @@ def add_vector_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--texts",
         type=Path,
+        nargs="?",
+        const=RUN_TEXTS,
         metavar="FILE",
-        help="item texts, .jsonl or .jsonl.gz: objects with item_id and texts, a line an item",
+        help="item texts, .jsonl or .jsonl.gz: objects with item_id and texts, a line an item; "
+        "without FILE those that came with the data (title, brand, categories, ..)",
     )
     source.add_argument(
         "--titles", action="store_true", help="the titles that came with the data, as texts"
@@ -95,6 +101,7 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 def item_vectors(options: argparse.Namespace, data: Interactions) -> tuple[np.ndarray, str]:
     """Vectors float32 [num_items, d] as the options ask, and what they were made of."""
     from sidmlp.data import leave_last_out
+    from sidmlp.data.interactions import TEXTS
     from sidmlp.tokenizers import cooccurrence_vectors, load_texts, load_vectors, text_vectors
 
     if options.vectors_name is not None and options.vectors is None:
@@ -105,7 +112,15 @@ def item_vectors(options: argparse.Namespace, data: Interactions) -> tuple[np.nd
         return load_vectors(options.vectors, data.num_items, options.vectors_name), "vectors"
     if options.texts is not None:
         fields = None if options.text_fields is None else options.text_fields.split(",")
-        texts = load_texts(options.texts, data, fields)
+        path = options.texts
+        if path == RUN_TEXTS:
+            path = RunDirectory(options.run).data / TEXTS
+            if not path.is_file():
+                raise ValueError(
+                    "--texts: the data came without texts; name a file, or read the data again "
+                    "with `sidmlp data --meta`"
+                )
+        texts = load_texts(path, data, fields)
         return text_vectors(texts, options.dim, seed=options.seed), "texts"
     if options.titles:
         if data.titles is None:

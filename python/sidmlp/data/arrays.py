@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from .interactions import Interactions
+from .lines import flat_text, json_objects
 
 
 def load_arrays(directory: Path) -> Interactions:
     """Sequences of a directory with ``sequences.npz`` (items [n], offsets [users + 1]).
 
-    Items are 0-based; where ``semantic_ids.npz`` is present it says how many there are. Titles come
-    from ``item_text.jsonl.gz`` (a line an item, keys item_id and title) where present.
+    Items are 0-based; where ``semantic_ids.npz`` is present it says how many there are. Titles and
+    texts come from ``item_text.jsonl.gz`` (a line an item, keys item_id, title and others) where
+    present.
     """
     arrays = _read(directory / "sequences.npz")
     missing = {"items", "offsets"} - set(arrays)
@@ -26,15 +26,22 @@ def load_arrays(directory: Path) -> Interactions:
             "(0-based, oldest first) and offsets (user u is items[offsets[u]:offsets[u+1]])"
         )
     items = arrays["items"]
+    if not np.issubdtype(items.dtype, np.integer):
+        raise ValueError(
+            f"{directory / 'sequences.npz'}: items must be whole numbers from 0 up, got "
+            f"{items.dtype}; number the items"
+        )
     num_items = int(items.max()) + 1 if items.size else 0
     if (directory / "semantic_ids.npz").is_file():
-        variants = _read(directory / "semantic_ids.npz")
+        variants = _read_codes(directory / "semantic_ids.npz")
         num_items = max(num_items, *(codes.shape[0] for codes in variants.values()))
+    titles, texts = _texts(directory / "item_text.jsonl.gz", num_items)
     return Interactions(
         items=items,
         offsets=arrays["offsets"],
         item_ids=np.arange(num_items, dtype=np.int64),
-        titles=_titles(directory / "item_text.jsonl.gz", num_items),
+        titles=titles,
+        texts=texts,
     )
 
 
@@ -44,7 +51,7 @@ def load_semantic_ids(directory: Path, variant: str) -> np.ndarray:
     Raises ValueError that lists the variants when there is none of that name.
     """
     path = directory / "semantic_ids.npz"
-    variants = _read(path)
+    variants = _read_codes(path)
     if variant not in variants:
         raise ValueError(f"{path} has no variant {variant!r}; it has {', '.join(sorted(variants))}")
     return variants[variant].astype(np.int64)
@@ -55,18 +62,39 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
+        raise ValueError(f"{path} does not exist; check the path") from None
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable numpy .npz file ({error})") from None
 
 
-def _titles(path: Path, num_items: int) -> tuple[str, ...] | None:
+def _read_codes(path: Path) -> dict[str, np.ndarray]:
+    variants = _read(path)
+    for name, codes in variants.items():
+        if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
+            raise ValueError(
+                f"{path}: {name}: expected whole numbers [items, levels], got {codes.dtype} "
+                f"{list(codes.shape)}; leave other arrays out of this file"
+            )
+    return variants
+
+
+def _texts(
+    path: Path, num_items: int
+) -> tuple[tuple[str, ...] | None, tuple[dict[str, str], ...] | None]:
+    """Titles and further texts of all items; None and None without the file."""
     if not path.is_file():
-        return None
+        return None, None
     titles = [""] * num_items
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            entry = json.loads(line)
-            if 0 <= entry["item_id"] < num_items:
-                titles[entry["item_id"]] = entry["title"]
-    return tuple(titles)
+    texts: list[dict[str, str]] = [{} for _ in range(num_items)]
+    for number, entry in json_objects(path):
+        item = entry.get("item_id")
+        if type(item) is not int:
+            raise ValueError(
+                f"{path}, line {number}: expected item_id, a whole number, got {item!r}; items are "
+                "numbered from 0 as in sequences.npz"
+            )
+        if 0 <= item < num_items:
+            found = {name: flat_text(value) for name, value in entry.items() if name != "item_id"}
+            titles[item] = found.pop("title", "")
+            texts[item] = {name: text for name, text in found.items() if text}
+    return tuple(titles), tuple(texts)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,40 @@ from typing import Any
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls ``write`` with a temporary sibling of ``path`` and renames it into place afterwards.
 
-    A reader sees the old file or the new one, never a part; a failed write leaves no trace.
+    A reader sees the old file or the new one, never a part; a failed write leaves no trace. Raises
+    OSError that names ``path`` when it cannot be written, as on a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: numpy appends ".npz" to names that lack it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Failures to write ``path`` become an OSError with a reason and this name, and say that what
+    was there is kept; for writers that see to that."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's writer reports a full disk as a RuntimeError about positions in its archive.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or "the disk is full or takes no more data"
+        number = getattr(error, "errno", None) or errno.EIO
+        room = number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        raise OSError(
+            number,
+            f"{reason}, so nothing was replaced; {'make room' if room else 'mend that'}, or write "
+            "elsewhere, and run it again",
+            str(path),
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -41,7 +67,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}); delete it and make it anew"
         ) from None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .files import read_json, write_atomically, write_json
+
+TEXTS = "texts.jsonl.gz"  # of a saved directory; sidmlp.tokenizers.load_texts reads it
 
 YEAR = re.compile(r" \(\d{4}\)$")
 
@@ -24,6 +28,7 @@ class Interactions:
     item_ids: int64 [num_items], the id by which the world knows item i (unique).
     titles: text of item i, or None.
     item_names: the data's own item keys where those are not integers, or None.
+    texts: further texts of item i by name (brand, description, ..), or None.
     """
 
     items: np.ndarray
@@ -31,6 +36,7 @@ class Interactions:
     item_ids: np.ndarray
     titles: tuple[str, ...] | None = None
     item_names: tuple[str, ...] | None = None
+    texts: tuple[Mapping[str, str], ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("items", "offsets", "item_ids"):
@@ -56,7 +62,7 @@ class Interactions:
             )
         if np.unique(self.item_ids).size != self.num_items:
             raise ValueError("item_ids must be unique; two items share an id")
-        for name in ("titles", "item_names"):
+        for name in ("titles", "item_names", "texts"):
             texts = getattr(self, name)
             if texts is not None and len(texts) != self.num_items:
                 raise ValueError(f"{name} must have {self.num_items} entries, got {len(texts)}")
@@ -74,6 +80,10 @@ class Interactions:
     def sequence(self, user: int) -> np.ndarray:
         """Dense item indices of one user, oldest first, int64 [length]."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def key(self, item: int) -> str:
+        """What the data itself calls dense item ``item``."""
+        return str(self.item_ids[item]) if self.item_names is None else self.item_names[item]
 
     def title(self, item: int) -> str:
         """Something to print for dense item ``item``: its title, else its key, else its id."""
@@ -118,19 +128,37 @@ class Interactions:
         raise ValueError(f"no item has the id or title {query!r}")
 
     def save(self, directory: Path) -> None:
-        """Writes ``interactions.npz`` and ``titles.json`` into a directory."""
+        """Writes ``interactions.npz``, ``titles.json`` and, with texts, ``texts.jsonl.gz``."""
 
         def write(path: Path) -> None:
             np.savez_compressed(
                 path, items=self.items, offsets=self.offsets, item_ids=self.item_ids
             )
 
+        if self.texts is None:
+            (directory / TEXTS).unlink(missing_ok=True)
+        else:
+            write_atomically(directory / TEXTS, self._write_texts)
         write_json(directory / "titles.json", {"titles": self.titles, "names": self.item_names})
         write_atomically(directory / "interactions.npz", write)
 
+    def _write_texts(self, path: Path) -> None:
+        """A line an item that has a text: item_id (its own key where it has one) and its texts."""
+        assert self.texts is not None
+        with gzip.open(path, "wt", encoding="utf-8") as lines:
+            for item, texts in enumerate(self.texts):
+                title = self.titles[item] if self.titles is not None else ""
+                entry = ({"title": title} if title else {}) | dict(texts)
+                if entry:
+                    key = {"item_id": self.key(item)}
+                    lines.write(json.dumps(key | entry, ensure_ascii=False) + "\n")
+
     @classmethod
     def load(cls, directory: Path) -> Interactions:
-        """Reads what ``save`` wrote; raises ValueError when a file is missing or damaged."""
+        """Reads what ``save`` wrote, but for the texts, which only tokenizers want.
+
+        Raises ValueError when a file is missing or damaged.
+        """
         path = directory / "interactions.npz"
         try:
             with np.load(path) as archive:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
+import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sidmlp.progress import lines_with_bar
 
@@ -50,3 +52,49 @@ def _open(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
+
+
+def json_objects(path: Path, *, literals: bool = False) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line number, object) of every line that is not blank.
+
+    literals: lines may be Python literals, too. Raises ValueError naming the file and the line.
+    """
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            row = _literal(line) if literals else None
+            if row is None:
+                reason = (
+                    f"{error.msg} at column {error.colno}"
+                    if isinstance(error, json.JSONDecodeError)
+                    else error
+                )
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({reason}); fetch the file again"
+                ) from None
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"{path}, line {number} must be an object in braces, got {type(row).__name__}; "
+                "name a file as it is published"
+            )
+        yield number, row
+
+
+def _literal(line: str) -> Any:
+    """The value of a Python literal; None when the line is none."""
+    try:
+        return ast.literal_eval(line.strip())
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def flat_text(value: Any) -> str:
+    """One text without line breaks of a text, a number or a list of these; else empty."""
+    if isinstance(value, list | tuple):
+        return " ".join(filter(None, map(flat_text, value)))
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return " ".join(str(value).split())
+    return ""

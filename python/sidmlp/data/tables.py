@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -38,16 +39,21 @@ def load_table(path: Path) -> Interactions:
             try:
                 time = float(row["timestamp"])
             except ValueError:
+                time = math.nan
+            if not math.isfinite(time):
                 raise ValueError(
-                    f"{path}, line {number}: timestamp must be a number, got {row['timestamp']!r}"
-                ) from None
+                    f"{path}, line {number}: timestamp must be a finite number, got "
+                    f"{row['timestamp']!r}"
+                )
             users.append(row["user"])
             items.append(row["item"])
             times.append(time)
             if row.get("title"):
                 titles.setdefault(row["item"], row["title"])
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
+        raise ValueError(f"{path} does not exist; check the path") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a directory; name a file in it") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first") from None
     if not users:
@@ -70,8 +76,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 f"{path} needs a header line with user,item,timestamp[,title]; "
                 f"{', '.join(missing)} is missing from {reader.fieldnames or 'an empty file'}"
             )
-        for row in reader:
-            yield reader.line_num, row
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num + 1} is not CSV ({error})") from None
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -81,7 +90,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is not JSON ({error})") from None
             if not isinstance(row, dict):
                 raise ValueError(

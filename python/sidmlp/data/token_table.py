@@ -35,18 +35,15 @@ class TokenTable:
     def __len__(self) -> int:
         return int(self.lengths.size)
 
-    def tokens_of(self, longest: int) -> int:
-        """T, the width of a batch whose longest history has so many items."""
-        return 2 + longest * self.spec.num_levels
-
-    def batch(self, index: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    def batch(self, index: Tensor, longest: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
         """Token ids int64 [B, T] and mask bool [B, T] of the examples at index, int64 [B].
 
-        longest: no history has more items; T = 2 + longest L.
+        longest: no history has more items; T = 2 + longest L, rounded up to a multiple.
         """
         spec = self.spec
         length = self._lengths[index].clamp(max=longest)[:, None]
-        place = torch.arange(self.tokens_of(longest), device=index.device)
+        width = -(-(2 + longest * spec.num_levels) // multiple) * multiple
+        place = torch.arange(width, device=index.device)
         slot = torch.div(place - 1, spec.num_levels, rounding_mode="floor").clamp(min=0)
         level = (place - 1) % spec.num_levels
         position = self.targets[index][:, None] - length + slot

@@ -27,18 +27,30 @@ from torch import Tensor
 class Published:
     """A published .pth: its flat state dict, the options it was trained with, what it says it is.
 
-    args and model_type are empty where the file is a bare state dict.
+    args and model_type are empty where the file is a bare state dict; others: further keys.
     """
 
     path: Path
     state: dict[str, Tensor]
     args: Mapping[str, Any]
     model_type: str = ""
+    others: tuple[str, ...] = ()
 
     @property
-    def reads_own_encoder(self) -> bool:
-        """Whether it is a SID-MLP++ student, distilled on the states of an MLP encoder."""
-        return self.model_type == "SID-MLP++" or bool(self.args.get("encoder_ckpt"))
+    def encoder(self) -> str | None:
+        """Whose states a student reads: its "teacher"'s (SID-MLP), those of an encoder of its "own"
+        (SID-MLP++), or None where the file does not say.
+
+        The weights are alike, so nothing but these words tells: a model_type of the release, and
+        encoder_ckpt, which is the path of the own encoder or None.
+        """
+        if self.model_type == "SID-MLP++" or self.args.get("encoder_ckpt"):
+            return "own"
+        if self.model_type == "SID-MLP":
+            return "teacher"
+        hints = [name for name in (*self.others, *self.args) if "encoder" in str(name).lower()]
+        says_none = not self.model_type and hints == ["encoder_ckpt"]
+        return "teacher" if says_none else None
 
 
 def read_published(path: Path) -> Published:
@@ -55,7 +67,9 @@ def read_published(path: Path) -> Published:
     except IsADirectoryError:
         raise ValueError(f"{path} is a directory; name the .pth file in it") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Where torch refuses to unpickle, it advises at length to unpickle all the same.
+        lines = [] if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()
+        reason = lines[0] if lines else type(error).__name__
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and plain values, which is never "
             f"loaded ({reason}); fetch it again, or save its state dict alone"
@@ -81,8 +95,12 @@ def read_published(path: Path) -> Published:
             raise ValueError(
                 f"{path}: {name}: expected finite weights, got NaN or Inf; use another checkpoint"
             )
-    model_type = str(content.get("model_type") or "") if wrapped else ""
-    return Published(path, {str(name): tensor for name, tensor in state.items()}, args, model_type)
+    state = {str(name): tensor for name, tensor in state.items()}
+    if not wrapped:
+        return Published(path, state, args)
+    known = ("model_state_dict", "args", "model_type")
+    others = tuple(str(name) for name in content if name not in known)
+    return Published(path, state, args, str(content.get("model_type") or ""), others)
 
 
 def read_semantic_ids(path: Path, codes_per_level: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -109,6 +127,8 @@ def read_semantic_ids(path: Path, codes_per_level: Sequence[int]) -> dict[str, t
             f"{path}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); fetch "
             "it again"
         ) from None
+    except (ValueError, RecursionError):  # integers of thousands of digits, endless brackets
+        raise ValueError(f"{path} holds no item and its codes; fetch it again") from None
     if not text.lstrip().startswith("{") or not pairs:
         raise ValueError(
             f'{path}: expected a JSON object of items and their codes, {{"item": [1, 2, 3, 1]}}, '

@@ -21,18 +21,30 @@ Layer = Callable[[Any, Tensor, Tensor, float], Tensor]
 def encoder_layer(block: Any, x: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """One layer: x [B, T, dim], bias [B, heads, T, T] added to the attention scores -> x."""
     own, feed_forward = block.layer
-    normed, heads = own.layer_norm(x), bias.shape[1]
-    attention = own.SelfAttention
-    query, keys, values = (
-        projection(normed).unflatten(-1, (heads, -1)).transpose(1, 2)
-        for projection in (attention.q, attention.k, attention.v)
-    )
-    # The bias is fp32 under autocast, so the softmax is, too.
-    weights = (query @ keys.transpose(2, 3) + bias).softmax(dim=-1)
-    mixed = functional.dropout(weights, dropout).to(values.dtype) @ values
+    attention, heads = own.SelfAttention, bias.shape[1]
+    # One product instead of three: autocast would convert its input three times.
+    weight = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
+    mixed = functional.linear(_normed(own.layer_norm, x), weight)
+    query, keys, values = mixed.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    # The bias is fp32 under autocast, so the softmax is, too; what follows it is not.
+    weights = (query @ keys.transpose(2, 3) + bias).softmax(dim=-1).to(values.dtype)
+    mixed = functional.dropout(weights, dropout) @ values
     x = x + functional.dropout(attention.o(mixed.transpose(1, 2).flatten(2)), dropout)
-    fed = feed_forward.DenseReluDense(feed_forward.layer_norm(x))
+    fed = _fed(feed_forward.DenseReluDense, _normed(feed_forward.layer_norm, x), dropout)
     return x + functional.dropout(fed, dropout)
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _fed(module: Any, x: Tensor, dropout: float) -> Tensor:
+    """``transformers``' feed-forward without its way back to fp32 before the second product."""
+    if hasattr(module, "wi_0"):
+        hidden = module.act(module.wi_0(x)) * module.wi_1(x)
+    else:
+        hidden = module.act(module.wi(x))
+    return module.wo(functional.dropout(hidden, dropout))
 
 
 def encoder_states(
@@ -52,4 +64,4 @@ def encoder_states(
     x = functional.dropout(encoder.embed_tokens(ids), dropout)
     for block in encoder.block:
         x = layer(block, x, bias, dropout)
-    return functional.dropout(encoder.final_layer_norm(x), dropout)
+    return functional.dropout(_normed(encoder.final_layer_norm, x), dropout)

@@ -81,7 +81,7 @@ class Teacher(nn.Module):
 
     def compile_training(self) -> None:
         """Training goes through torch.compile from now on: the encoder, where its time goes."""
-        self._compiled_layer = torch.compile(encoder_layer, dynamic=False)
+        self._compiled_layer = torch.compile(encoder_layer, dynamic=False, fullgraph=True)
 
     def decoder_logits(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
         """Logits [B, K, L, vocab] under teacher forcing with K targets a user, int64 [B, K, L].

@@ -55,7 +55,8 @@ def train_teacher(
 
     def loss_of(longest: int, index: Tensor) -> Tensor:
         here = index.clamp(min=0)
-        ids, mask = data.batch(here, longest)
+        # Tensor cores want rows of 16 bytes.
+        ids, mask = data.batch(here, longest, multiple=8 if execution.static else 1)
         positions = data.targets[here][:, None] + following
         real = (positions < ends[here][:, None]) & (index >= 0)[:, None]
         wanted = data.items[torch.where(real, positions, data.targets[here][:, None])]

@@ -24,11 +24,22 @@ def load_vectors(path: Path, num_items: int, name: str | None = None) -> np.ndar
     vectors = read_array(path, name)
     if vectors.ndim != 2 or vectors.shape[0] != num_items:
         raise ValueError(
-            f"{path} must have one row per item, [{num_items}, d], got shape {vectors.shape}"
+            f"{path} must have one row per item, [{num_items}, d], got shape {vectors.shape}; make "
+            "the vectors of the same data, in the order of its items"
         )
-    if not np.issubdtype(vectors.dtype, np.floating) or not np.isfinite(vectors).all():
-        raise ValueError(f"{path} must hold finite floating-point numbers, got {vectors.dtype}")
-    return vectors.astype(np.float32)
+    if not np.issubdtype(vectors.dtype, np.floating):
+        raise ValueError(
+            f"{path} must hold floating-point numbers, got {vectors.dtype}; convert them"
+        )
+    with np.errstate(over="ignore"):
+        vectors = vectors.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"{path} must hold finite numbers of 32 bits, {bad.size} rows are not, the first is "
+            f"row {bad[0]}; mend them, or leave those items out of the data"
+        )
+    return vectors
 
 
 def cooccurrence_vectors(
@@ -46,6 +57,9 @@ def cooccurrence_vectors(
     if not keys.size:
         return np.zeros((num_items, dim), dtype=np.float32)
     left, right = keys // num_items, keys % num_items
+    alone = num_items - len(np.unique(keys // num_items))
+    if alone:
+        logger.info("%d items are near no other in training; their vectors are all alike", alone)
     marginal = np.bincount(left, weights=counts, minlength=num_items)
     information = np.log(counts * counts.sum() / (marginal[left] * marginal[right]))
     keep = information > 0

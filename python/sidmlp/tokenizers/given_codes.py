@@ -8,6 +8,7 @@ import numpy as np
 
 from sidmlp.data import Interactions
 from sidmlp.data.files import read_json
+from sidmlp.data.tokens import MAX_CODES
 
 from .array_files import ARRAY_SUFFIXES, read_array
 
@@ -39,14 +40,17 @@ def load_codes(path: Path, data: Interactions, name: str | None = None) -> np.nd
     if codes.size and codes.min() < 0:
         item = int(np.flatnonzero((codes < 0).any(axis=1))[0])
         raise ValueError(
-            f"{path}: item {_key(data, item)!r} has the codes {codes[item].tolist()}, expected "
+            f"{path}: item {data.key(item)!r} has the codes {codes[item].tolist()}, expected "
             "codes from 0 up; subtract the vocabulary offset"
         )
+    large = np.flatnonzero((codes >= MAX_CODES).any(axis=1))
+    if large.size:
+        raise ValueError(
+            f"{path}: item {data.key(large[0])!r} has the codes {codes[large[0]].tolist()}, "
+            f"expected codes up to {MAX_CODES - 1}, the largest that sidmlp_kernels loads; "
+            "subtract the vocabulary offset of each level, or use smaller codebooks"
+        )
     return codes.astype(np.int64)
-
-
-def _key(data: Interactions, item: int) -> str:
-    return str(data.item_ids[item]) if data.item_names is None else data.item_names[item]
 
 
 def _from_json(path: Path, data: Interactions) -> np.ndarray:
@@ -57,7 +61,7 @@ def _from_json(path: Path, data: Interactions) -> np.ndarray:
         )
     rows: list[list[int]] = []
     for item in range(data.num_items):
-        key = _key(data, item)
+        key = data.key(item)
         codes = entries.get(key)
         if codes is None:
             raise ValueError(
@@ -68,7 +72,7 @@ def _from_json(path: Path, data: Interactions) -> np.ndarray:
             raise ValueError(f"{path}: item {key!r}: expected a list of codes, got {codes!r}")
         if len(codes) != len(rows[0] if rows else codes):
             raise ValueError(
-                f"{path}: item {key!r} has {len(codes)} codes, {_key(data, 0)!r} has "
+                f"{path}: item {key!r} has {len(codes)} codes, {data.key(0)!r} has "
                 f"{len(rows[0])}; every item needs the same number"
             )
         rows.append(codes)

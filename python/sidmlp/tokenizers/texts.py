@@ -91,7 +91,7 @@ def text_vectors(
     column = {w: c for c, w in enumerate(sorted(w for w, n in spread.items() if n >= min_items))}
     if not column:
         raise ValueError(
-            f"no word is in {min_items} texts or more; use longer texts or a lower min_items"
+            f"no word is in {min_items} texts or more; use longer texts, or other item vectors"
         )
     rows: list[int] = []
     columns: list[int] = []
@@ -133,7 +133,7 @@ def _entries(path: Path) -> Iterable[tuple[int, dict]]:
                 if not isinstance(entry, dict) or "item_id" not in entry:
                     raise ValueError("expected an object with the key item_id")
                 yield number, entry
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not readable after line {max(number - 1, 0)} ({error}); "
             "write one JSON object a line"

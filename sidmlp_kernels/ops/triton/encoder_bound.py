@@ -7,6 +7,7 @@ workspace would be too large goes in parts, one after another. Any thread may ma
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def _offsets(sizes: Sequence[int]) -> tuple[list[Bytes], int]:
     return offsets, end
 
 
-class _Bound:
+class _Bound(abc.ABC):
     """What both encoders share: states, parts of a batch, kernels."""
 
     def __init__(self, tensors: Sequence[Tensor], eps: float, device: torch.device) -> None:
@@ -99,13 +100,15 @@ class _Bound:
             self._launch(ids, mask, states, first, min(part, batch - first), tokens)
         return states
 
+    @abc.abstractmethod
     def _request_bytes(self, tokens: int) -> int:
-        raise NotImplementedError
+        """How much scratch memory a request takes."""
 
+    @abc.abstractmethod
     def _launch(
         self, ids: Tensor, mask: Tensor, states: Tensor, first: int, requests: int, tokens: int
     ) -> None:
-        raise NotImplementedError
+        """Encodes `requests` requests from `first` on into states."""
 
 
 class BoundT5(_Bound):
