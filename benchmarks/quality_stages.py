@@ -125,7 +125,7 @@ def _tokenize(experiment: Experiment) -> None:
 def _teacher(experiment: Experiment) -> None:
     run = experiment.run
     _command("train-teacher", run, experiment.arguments["teacher"])
-    _round(run, "train-teacher", run.teacher)
+    _round(run, "train-teacher", [run.teacher])
     # Nobody goes on from here, and it is four times as large as the teacher.
     run.teacher_progress.unlink(missing_ok=True)
 
@@ -141,17 +141,19 @@ def _plus(experiment: Experiment) -> None:
 
 def _distil(run: RunDirectory, arguments: list[str]) -> None:
     _command("distill", run, arguments)
-    _round(run, "distill", run.student)
+    _round(run, "distill", [run.student, run.encoder])
     run.student_progress.unlink(missing_ok=True)
     shutil.rmtree(run.features, ignore_errors=True)
 
 
-def _round(run: RunDirectory, command: str, path: Path) -> None:
-    """Rounds the weights of a finished training, and its record with them."""
+def _round(run: RunDirectory, command: str, paths: list[Path]) -> None:
+    """Rounds the weights of a finished training, those that it has, and renews its record."""
     record = run.require(command)
-    halve_weights(path)
+    found = [path for path in paths if path.is_file()]
+    for path in found:
+        halve_weights(path)
     facts = {key: value for key, value in record.items() if key not in ("fingerprint", "from")}
-    run.finish(command, sha256_of_file(path), **facts)
+    run.finish(command, " ".join(sha256_of_file(path) for path in found), **facts)
 
 
 def ensure_export(run: RunDirectory) -> None:

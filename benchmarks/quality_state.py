@@ -32,6 +32,7 @@ RESULTS = (
     "logs/student.json",
     "plus/distill.json",
     "plus/student.pt",
+    "plus/encoder.pt",
     "plus/logs/student.json",
     "stages.json",
     "answers.json",

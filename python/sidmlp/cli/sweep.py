@@ -133,6 +133,7 @@ def one_run(
     from sidmlp.reporting import read_log
     from sidmlp.training import TrainingFailed
 
+    from .loop_options import execution_of
     from .shared_run import student_run
 
     described = {
@@ -140,6 +141,8 @@ def one_run(
         for name, value in vars(options).items()
         if name not in (*NOT_SETTINGS, *NOT_VALUES)
     }
+    # Defaults differ between devices, so runs of one sweep are of one kind.
+    described["device"] = execution_of(options).device.type
     varies = any(name.replace("-", "_") in OF_FEATURES for name in setting)
     own = student_run(directory, path, share_features=not varies)
     if (path / SETTING).is_file() and not options.restart:
