@@ -168,8 +168,9 @@ def report(experiment: Experiment) -> dict[str, Any]:
         timed = speed.get(row["method"])
         if timed is not None:
             row |= {"users_per_s": timed["users_per_s"], "how": timed["how"]}
-    pairs = {"kernel": "reference", quality_answers.EXACT: "reference"}
-    pairs[quality_answers.PLUS] = quality_answers.EXACT_PLUS
+    pairs = dict.fromkeys(("kernel", quality_answers.EXACT), "reference")
+    plus = (quality_answers.PLUS, quality_answers.EXACT_PLUS)
+    pairs |= dict.fromkeys(plus, quality_answers.REFERENCE_PLUS)
     tokens = run.require("tokenize")
     hidden = ("fingerprint", "from")
     return {

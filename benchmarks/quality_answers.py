@@ -8,25 +8,20 @@ sure they are, follow from these ranks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from quality_settings import Experiment
+from torch import Tensor
 
-from sidmlp.cli.artifacts import load_codes, load_data, load_student, load_teacher
-from sidmlp.cli.evaluate import kernel_recommend
+from sidmlp.cli.artifacts import load_data
+from sidmlp.cli.evaluate import RESCORE, ask
 from sidmlp.cli.run_directory import RunDirectory
 from sidmlp.data import leave_last_out
 from sidmlp.data.files import read_json, write_atomically, write_json
-from sidmlp.evaluate import (
-    Questions,
-    by_callable,
-    by_popularity,
-    by_reference,
-    by_teacher,
-    encoder_features,
-)
+from sidmlp.evaluate import Questions
 from sidmlp.metrics import target_ranks
 from sidmlp.training import Execution
 
@@ -34,16 +29,9 @@ K = 10
 PLUS = "student++"
 # A GPU's kernels run in bfloat16 unless told otherwise; these show what that does.
 EXACT, EXACT_PLUS = "kernel-float32", "student++-float32"
-METHODS = (
-    "popularity",
-    "teacher",
-    "teacher-unconstrained",
-    "reference",
-    "kernel",
-    EXACT,
-    "rescore",
-)
-METHODS_PLUS = (PLUS, EXACT_PLUS)
+REFERENCE_PLUS, RESCORE_PLUS = "reference++", "rescore++"
+METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel", EXACT, RESCORE)
+METHODS_PLUS = (REFERENCE_PLUS, PLUS, EXACT_PLUS, RESCORE_PLUS)
 RESAMPLES = 1000
 LEVEL = 0.95
 METRICS = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
@@ -52,18 +40,16 @@ METRICS = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
 def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
     """Asks every method that has not answered yet, and keeps each answer at once."""
     run = experiment.run
-    data = load_data(run)
-    split = leave_last_out(data)
     # One sample for every seed, so that seeds differ by training alone.
-    questions = Questions.of(split.test).sample(experiment.users, seed=0)
+    questions = Questions.of(leave_last_out(load_data(run)).test).sample(experiment.users, seed=0)
     made_from = _made_from(experiment, plus, len(questions.targets))
-    asked = _methods(experiment, plus, questions, data, split)
+    asked = _methods(experiment, plus, questions)
     kept = answers(run)
-    for method, ask in asked.items():
+    for method, recommend in asked.items():
         if method in kept and kept[method]["made_from"] == made_from[method]:
             continue
         experiment.say(f"{experiment.name}: {method}")
-        items, note = ask()
+        items, note = recommend()
         ranks = target_ranks(items.cpu(), questions.targets, K).to(torch.uint8).numpy()
         _keep(run, method, ranks, {"made_from": made_from[method], "note": note})
     _forget(run, [method for method in answers(run) if method not in asked])
@@ -146,51 +132,25 @@ def _intervals(samples: np.ndarray) -> dict[str, list[float]]:
 
 
 def _methods(
-    experiment: Experiment, plus: RunDirectory | None, questions: Questions, data: Any, split: Any
-) -> dict[str, Callable[[], tuple[torch.Tensor, str]]]:
-    run, beams = experiment.run, experiment.beams
+    experiment: Experiment, plus: RunDirectory | None, questions: Questions
+) -> dict[str, Callable[[], tuple[Tensor, str]]]:
+    """How each method is asked."""
     # Models are judged in fp32; kernels as they are served, too.
-    execution = Execution.choose(experiment.device, "fp32")
+    exact = Execution.choose(experiment.device, "fp32")
     served = Execution.choose(experiment.device)
 
-    def teacher(constrained: bool) -> tuple[torch.Tensor, str]:
-        found = by_teacher(
-            load_teacher(run),
-            load_codes(run)[0],
-            questions,
-            num_beams=beams,
-            constrained=constrained,
-            execution=execution,
-        )
-        wasted = float(found.invalid.double().mean()) / beams
-        return found.items, "" if constrained else f"{wasted:.1%} of its beams name no item"
+    def asked(run: RunDirectory, name: str, how: Execution) -> Callable[[], tuple[Tensor, str]]:
+        return partial(ask, run, name, questions, experiment.beams, how)
 
-    def reference() -> tuple[torch.Tensor, str]:
-        codes = load_codes(run)[0]
-        own = load_teacher(run).to(execution.device)
-        features = encoder_features(own, codes, questions, execution)
-        student = load_student(run).to(execution.device)
-        return by_reference(student, features, codes, questions, num_beams=beams), ""
-
-    def kernel(where: RunDirectory, how: Execution) -> tuple[torch.Tensor, str]:
-        return by_callable(kernel_recommend(where, beams, how), questions), ""
-
-    def rescore() -> tuple[torch.Tensor, str]:
-        recommend = kernel_recommend(run, beams, served, rescore_by=load_teacher(run))
-        return by_callable(recommend, questions), ""
-
-    found: dict[str, Callable[[], tuple[torch.Tensor, str]]] = {
-        "popularity": lambda: (by_popularity(data, split, questions), ""),
-        "teacher": lambda: teacher(True),
-        "teacher-unconstrained": lambda: teacher(False),
-        "reference": reference,
-        "kernel": lambda: kernel(run, served),
-        EXACT: lambda: kernel(run, execution),
-        "rescore": rescore,
-    }
+    run = experiment.run
+    names = ("popularity", "teacher", "teacher-unconstrained", "reference")
+    found = {name: asked(run, name, exact) for name in names}
+    found |= {"kernel": asked(run, "kernel", served), EXACT: asked(run, "kernel", exact)}
+    found[RESCORE] = asked(run, RESCORE, served)
     if plus is not None:
-        found[PLUS] = lambda: kernel(plus, served)
-        found[EXACT_PLUS] = lambda: kernel(plus, execution)
+        found[REFERENCE_PLUS] = asked(plus, "reference", exact)
+        found |= {PLUS: asked(plus, "kernel", served), EXACT_PLUS: asked(plus, "kernel", exact)}
+        found[RESCORE_PLUS] = asked(plus, RESCORE, served)
     return found
 
 

@@ -15,6 +15,7 @@ from quality_scripts import quality_modules, toy_arguments
 from small_runs import save_walks
 
 NAME = "walks-walk-seed0"
+PLUS = "--hidden 24 --heads 2 --epochs 2"
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,43 @@ def test_a_stage_that_runs_out_of_time_goes_on(
     marks = json.loads((tmp_path / "work" / NAME / "stages.json").read_text())
     assert marks["seconds_before"]["teacher"] >= 2.5
     assert "teacher" not in marks["stages"]
+
+
+def test_a_second_student_has_a_directory_and_rows_of_its_own(
+    scripts: SimpleNamespace,
+    data: Path,
+    done: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Any student takes the way of the student++; its encoder is tested where it is trained.
+    monkeypatch.setitem(scripts.quality_settings.DEFAULTS, "plus", "")
+    shutil.copytree(done / "state", tmp_path / "state")
+    plus = ["--stages", "tokenize,teacher,student,plus,evaluate,speed", "--plus", PLUS]
+    arguments = toy_arguments(data, tmp_path, "--state", str(tmp_path / "state"), *plus)
+    assert scripts.quality.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.count("was finished earlier") == 3
+    assert f"{NAME}: kernel\n" not in said  # its answer was kept
+    before, report = report_of(done), report_of(tmp_path)
+    rows = {row["method"]: row for row in report["results"]}
+    assert {"student++", "student++-float32", "reference++", "rescore++"} <= set(rows)
+    assert report["users_that_differ"]["student++-float32"] == {"from": "reference++", "users": 0}
+    assert rows["student++"]["users_per_s"] > 0
+    assert "ndcg_10" in rows["student++"]["recovery"]
+    assert set(report["training"]) == {"teacher", "student", "plus"}
+    for row in before["results"]:
+        assert rows[row["method"]]["ndcg_10"] == row["ndcg_10"]
+    record = json.loads((tmp_path / "work" / NAME / "plus" / "distill.json").read_text())
+    assert record["fingerprint"] in report["stages"]["plus"]["made_from"]
+    # And elsewhere, where links have to be made anew.
+    shutil.rmtree(tmp_path / "work")
+    assert scripts.quality.main(arguments) == 0
+    assert capsys.readouterr().out.count("was finished earlier") == 6
+    tables = scripts.quality_tables.quality_tables([report_of(tmp_path)])
+    assert "| student++ |" in tables["quality"]
+    assert "student++, of the teacher" in tables["quality-goals"]
 
 
 def test_it_explains_itself(scripts: SimpleNamespace) -> None:
