@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(
         parser,
         cpu=TrainingDefaults(30, 256, 1e-3, validate_every=1, validation_users=1000),
-        cuda=TrainingDefaults(200, 1024, 2e-3, validate_every=5, validation_users=None),
+        cuda=TrainingDefaults(110, 1024, 2e-3, validate_every=5, validation_users=None),
     )
     parser.add_argument(
         "--targets-per-history",
