@@ -47,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set",
         type=values,
         action="append",
-        default=[],
         metavar="NAME=A,B,..",
         help="an option of `sidmlp distill`, without its dashes, and values to try; may be given "
         "many times",
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--published",
         action="store_true",
-        help="the published ranges of "
+        help="the paper's widths, and ranges of its other settings: "
         + ", ".join(PUBLISHED)
         + "; --set replaces those of an option",
     )
@@ -66,7 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs of the combinations (default: grid, and axes with --published)",
     )
     add("--runs", type=positive, metavar="N", help="how many combinations --search random takes")
-    add("--sweep-seed", type=int, default=0, help="which combinations --search random takes")
+    add(
+        "--sweep-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="which combinations --search random takes",
+    )
     add(
         "--out",
         type=Path,
@@ -100,11 +105,12 @@ def run(options: argparse.Namespace) -> None:
 def chosen_settings(options: argparse.Namespace) -> list[tuple[Setting, argparse.Namespace]]:
     """Each different setting with the options of its ``sidmlp distill``; all checked beforehand."""
     grid = dict(PUBLISHED) if options.published else {}
-    given = [name for name, _ in options.set]
+    asked = options.set or []
+    given = [name for name, _ in asked]
     twice = [name for name in given if given.count(name) > 1]
     if twice:
         raise ValueError(f"--set {twice[0]}: given twice; write all of its values in one --set")
-    grid |= dict(options.set)
+    grid |= dict(asked)
     if not grid:
         raise ValueError("nothing to sweep; give --set NAME=A,B,.. or --published")
     search = options.search or ("axes" if options.published else "grid")
