@@ -161,7 +161,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
     """The experiment's JSON: what was asked for, on what machines, and what came out."""
     run, marks = experiment.run, quality_stages.finished(experiment)
     ranks, answers = quality_answers.ranks_of(run), quality_answers.answers(run)
-    speed = read_json(run.path / "speed.json") if "speed" in marks else {}
+    speed = read_json(run.path / "speed.json")["speed"] if "speed" in marks else {}
     rows = quality_answers.measured(ranks)
     for row in rows:
         row["note"] = answers[row["method"]]["note"]

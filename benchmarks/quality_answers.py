@@ -32,6 +32,7 @@ EXACT, EXACT_PLUS = "kernel-float32", "student++-float32"
 REFERENCE_PLUS, RESCORE_PLUS = "reference++", "rescore++"
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel", EXACT, RESCORE)
 METHODS_PLUS = (REFERENCE_PLUS, PLUS, EXACT_PLUS, RESCORE_PLUS)
+MODELS = ("train-teacher", "distill")
 RESAMPLES = 1000
 LEVEL = 0.95
 METRICS = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
@@ -53,6 +54,11 @@ def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
         ranks = target_ranks(items.cpu(), questions.targets, K).to(torch.uint8).numpy()
         _keep(run, method, ranks, {"made_from": made_from[method], "note": note})
     _forget(run, [method for method in answers(run) if method not in asked])
+    names = {name: name for name in METHODS}
+    _write_evaluation(run, run, experiment, names)
+    if plus is not None:
+        own = {REFERENCE_PLUS: "reference", PLUS: "kernel", RESCORE_PLUS: RESCORE}
+        _write_evaluation(run, plus, experiment, own)
 
 
 def answers(run: RunDirectory) -> dict[str, dict[str, Any]]:
@@ -169,6 +175,20 @@ def _made_from(
         own = plus.require("distill")["fingerprint"]
         found |= {name: [*asked, teacher, own] for name in METHODS_PLUS}
     return found
+
+
+def _write_evaluation(
+    run: RunDirectory, of: RunDirectory, experiment: Experiment, names: dict[str, str]
+) -> None:
+    """evaluate.json as `sidmlp evaluate` leaves it, for `sidmlp report`; names: ours -> there."""
+    ranks, facts = ranks_of(run), answers(run)
+    quality = {}
+    for method, name in names.items():
+        values = per_user(ranks[method]).mean(0).tolist()
+        quality[name] = {**dict(zip(METRICS, values, strict=True)), "note": facts[method]["note"]}
+    asked = {"split": "test", "beams": experiment.beams, "users": experiment.users}
+    made_from = {name: of.require(name)["fingerprint"] for name in MODELS}
+    write_json(of.path / "evaluate.json", {**asked, "made_from": made_from, "quality": quality})
 
 
 def _keep(run: RunDirectory, method: str, ranks: np.ndarray, facts: dict[str, Any]) -> None:

@@ -197,7 +197,8 @@ def _speed(experiment: Experiment) -> None:
         plus=runs[1].path if len(runs) > 1 else None,
         execution=Execution.choose(experiment.device),
     )
-    write_json(experiment.run.path / "speed.json", found)
+    models = {name: experiment.run.require(name)["fingerprint"] for name in quality_answers.MODELS}
+    write_json(experiment.run.path / "speed.json", {"made_from": models, "speed": found})
 
 
 STAGE: dict[str, Callable[[Experiment], None]] = {

@@ -38,6 +38,8 @@ RESULTS = (
     "answers.json",
     "ranks.npz",
     "speed.json",
+    "evaluate.json",
+    "plus/evaluate.json",
 )
 PROGRESS = ("teacher-progress.pt", "student-progress.pt", "plus/student-progress.pt")
 

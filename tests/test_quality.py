@@ -14,6 +14,8 @@ import torch
 from quality_scripts import quality_modules, toy_arguments
 from small_runs import save_walks
 
+from sidmlp.cli import main
+
 NAME = "walks-walk-seed0"
 PLUS = "--hidden 24 --heads 2 --epochs 2"
 
@@ -79,8 +81,6 @@ def test_the_report_says_what_was_measured(done: Path) -> None:
 
 
 def test_it_measures_what_the_command_measures(done: Path) -> None:
-    from sidmlp.cli import main
-
     run = done / "work" / NAME
     names = "popularity,teacher,teacher-unconstrained,reference,kernel"
     evaluate = ["--methods", names, "--rescore", "teacher", "--beams", "10", "--device", "cpu"]
@@ -174,6 +174,7 @@ def test_a_second_student_has_a_directory_and_rows_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pytest.importorskip("matplotlib", reason="the package matplotlib is not installed")
     # Any student takes the way of the student++; its encoder is tested where it is trained.
     monkeypatch.setitem(scripts.quality_settings.DEFAULTS, "plus", "")
     shutil.copytree(done / "state", tmp_path / "state")
@@ -194,6 +195,13 @@ def test_a_second_student_has_a_directory_and_rows_of_its_own(
         assert rows[row["method"]]["ndcg_10"] == row["ndcg_10"]
     record = json.loads((tmp_path / "work" / NAME / "plus" / "distill.json").read_text())
     assert record["fingerprint"] in report["stages"]["plus"]["made_from"]
+    # The run directories are those of the command line.
+    run = tmp_path / "work" / NAME
+    assert main(["report", "--run", str(run), "--plus", str(run / "plus")]) == 0
+    made = json.loads((run / "report" / "report.json").read_text())
+    for method in ("teacher", "kernel", "rescore", "student++"):
+        assert made["quality"][method]["ndcg_10"] == pytest.approx(rows[method]["ndcg_10"])
+        assert made["speed"][method]["users_per_s"] == rows[method]["users_per_s"]
     # And elsewhere, where links have to be made anew.
     shutil.rmtree(tmp_path / "work")
     assert scripts.quality.main(arguments) == 0

@@ -188,6 +188,8 @@ def speeds(directory: RunDirectory) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     found = read_json(path)
+    if not {"made_from", "speed"} <= set(found):
+        raise ValueError(f"{path} does not say what was measured; delete it and run --speed again")
     remedy = f"run `sidmlp report --speed --run {directory.path}`"
     check_made_from(directory, found["made_from"], str(path), remedy)
     return found["speed"]
