@@ -84,7 +84,14 @@ def run(options: argparse.Namespace) -> None:
 
     from .artifacts import load_codes, load_data, load_teacher, save_student
     from .kernel_validation import kernel_decode
-    from .loop_options import execution_of, loop_options, set_threads, summary, training_choices
+    from .loop_options import (
+        execution_of,
+        loop_options,
+        set_threads,
+        summary,
+        training_choices,
+        training_log,
+    )
 
     set_threads(options.threads)
     execution = execution_of(options)
@@ -122,6 +129,7 @@ def run(options: argparse.Namespace) -> None:
         feature_precision=options.feature_precision,
         state_file=directory.student_progress,
         fingerprint=record["fingerprint"],
+        log=training_log(directory, "student", options),
     )
     save_student(directory, student)
     directory.finish("distill", sha256_of_file(directory.student), **summary(result))

@@ -24,7 +24,9 @@ from .arguments import add_execution_arguments, positive
 from .run_directory import RunDirectory, add_run_argument
 
 if TYPE_CHECKING:
-    from sidmlp.evaluate import Quality, Recommend
+    from torch import Tensor
+
+    from sidmlp.evaluate import Questions, Recommend
     from sidmlp.teacher import GenerativeTeacher
     from sidmlp.teacher.scoring import Score
     from sidmlp.training import Execution
@@ -90,7 +92,13 @@ def run(options: argparse.Namespace) -> None:
     )
     write_json(
         directory.path / "evaluate.json",
-        {"split": options.split, "beams": options.beams, "quality": found},
+        {
+            "split": options.split,
+            "beams": options.beams,
+            "users": options.users,
+            "made_from": directory.fingerprints(),
+            "quality": found,
+        },
     )
     header = ("", "Recall@5", "NDCG@5", "Recall@10", "NDCG@10", "")
     rows = [
@@ -117,9 +125,34 @@ def measure(
     execution: of teacher, reference and kernel; fp32 on the CPU by default.
     """
     from sidmlp.data import leave_last_out
+    from sidmlp.evaluate import Quality, Questions
+    from sidmlp.training import Execution
+
+    from .artifacts import load_data
+
+    if beams < 10:
+        raise ValueError(f"--beams must be at least 10, as ten items are scored, got {beams}")
+    execution = execution or Execution()
+    split = leave_last_out(load_data(directory))
+    examples = split.test if split_name == "test" else split.validation
+    questions = Questions.of(examples).sample(users, seed)
+    answers = {}
+    for name in names:
+        items, note = ask(directory, name, questions, beams, execution)
+        quality = asdict(Quality.of(items, questions.targets))
+        answers[name] = quality | ({"note": note} if note else {})
+    return answers
+
+
+def ask(
+    directory: RunDirectory, name: str, questions: Questions, beams: int, execution: Execution
+) -> tuple[Tensor, str]:
+    """What a method recommends, int64 [n, 10] in dense item indices, and a note if there is one.
+
+    name: one of METHODS, or RESCORE. execution: as in ``measure``.
+    """
+    from sidmlp.data import leave_last_out
     from sidmlp.evaluate import (
-        Quality,
-        Questions,
         by_callable,
         by_popularity,
         by_reference,
@@ -127,55 +160,39 @@ def measure(
         encoder_features,
         own_encoder_features,
     )
-    from sidmlp.training import Execution
 
     from .artifacts import load_codes, load_data, load_encoder, load_student, load_teacher
 
-    if beams < 10:
-        raise ValueError(f"--beams must be at least 10, as ten items are scored, got {beams}")
-    execution = execution or Execution()
+    if name == "popularity":
+        data = load_data(directory)
+        return by_popularity(data, leave_last_out(data), questions), ""
     kernel = partial(kernel_recommend, directory, beams, execution)
-    data = load_data(directory)
-    split = leave_last_out(data)
-    examples = split.test if split_name == "test" else split.validation
-    questions = Questions.of(examples).sample(users, seed)
-
-    def quality_of(name: str) -> tuple[Quality, str]:
-        if name == "popularity":
-            return Quality.of(by_popularity(data, split, questions), questions.targets), ""
-        if name == "kernel":
-            return Quality.of(by_callable(kernel(), questions), questions.targets), ""
-        teacher, (codes, tokens) = load_teacher(directory), load_codes(directory)
-        if name == RESCORE:
-            return Quality.of(by_callable(kernel(teacher), questions), questions.targets), ""
-        if name == "reference":
-            student, encoder = load_student(directory), load_encoder(directory)
-            student.to(execution.device)
-            features = (
-                encoder_features(teacher, codes, questions, execution)
-                if encoder is None
-                else own_encoder_features(encoder, tokens, codes, questions, execution)
-            )
-            items = by_reference(student, features, codes, questions, num_beams=beams)
-            return Quality.of(items, questions.targets), ""
-        constrained = name == "teacher"
-        found = by_teacher(
-            teacher,
-            codes,
-            questions,
-            num_beams=beams,
-            constrained=constrained,
-            execution=execution,
+    if name == "kernel":
+        return by_callable(kernel(), questions), ""
+    teacher, (codes, tokens) = load_teacher(directory), load_codes(directory)
+    if name == RESCORE:
+        return by_callable(kernel(teacher), questions), ""
+    if name == "reference":
+        student, encoder = load_student(directory), load_encoder(directory)
+        student.to(execution.device)
+        features = (
+            encoder_features(teacher, codes, questions, execution)
+            if encoder is None
+            else own_encoder_features(encoder, tokens, codes, questions, execution)
         )
-        wasted = float(found.invalid.double().mean()) / beams
-        note = "" if constrained else f"{wasted:.1%} of its beams name no item"
-        return Quality.of(found.items, questions.targets), note
-
-    answers = {}
-    for name in names:
-        quality, note = quality_of(name)
-        answers[name] = asdict(quality) | ({"note": note} if note else {})
-    return answers
+        return by_reference(student, features, codes, questions, num_beams=beams), ""
+    constrained = name == "teacher"
+    found = by_teacher(
+        teacher,
+        codes,
+        questions,
+        num_beams=beams,
+        constrained=constrained,
+        execution=execution,
+    )
+    wasted = float(found.invalid.double().mean()) / beams
+    note = "" if constrained else f"{wasted:.1%} of its beams name no item"
+    return found.items, note
 
 
 def kernel_recommend(

@@ -68,7 +68,14 @@ def run(options: argparse.Namespace) -> None:
     from sidmlp.training import seed_everything
 
     from .artifacts import load_codes, load_data, save_teacher
-    from .loop_options import execution_of, loop_options, set_threads, summary, training_choices
+    from .loop_options import (
+        execution_of,
+        loop_options,
+        set_threads,
+        summary,
+        training_choices,
+        training_log,
+    )
 
     set_threads(options.threads)
     execution = execution_of(options)
@@ -101,6 +108,7 @@ def run(options: argparse.Namespace) -> None:
         execution=execution,
         state_file=directory.teacher_progress,
         fingerprint=record["fingerprint"],
+        log=training_log(directory, "teacher", options),
     )
     save_teacher(directory, teacher)
     directory.finish("train-teacher", sha256_of_file(directory.teacher), **summary(result))
