@@ -156,6 +156,18 @@ class TestSteps:
         assert "epoch" not in caplog.text  # all epochs are done, so none runs again
         assert "in epoch" in capsys.readouterr().out
 
+    def test_a_copied_run_evaluates_its_own_student(self, run, tmp_path, capsys):
+        import shutil
+
+        copy = tmp_path / "copy"
+        shutil.copytree(run, copy)
+        shutil.rmtree(copy / "student")
+        asked = ["evaluate", "--methods", "kernel"]
+        assert "student" in fails(capsys, *asked, "--run", copy)
+        assert main(["export", "--run", str(copy), "--out", str(tmp_path / "out")]) == 0
+        assert RunDirectory(copy).exported() == (tmp_path / "out").resolve()
+        assert main([*asked, "--run", str(copy)]) == 0
+
     def test_ready_made_ids(self, run, tmp_path):
         np.savez(
             tmp_path / "sequences.npz",

@@ -84,6 +84,11 @@ class RunDirectory:
             )
         return record
 
+    def exported(self) -> Path:
+        """The checkpoint of ``sidmlp export``; ValueError where there is no current one."""
+        named = self.require("export")["directory"]
+        return self.checkpoint if named is None else Path(named)
+
     def restart_teacher(self) -> None:
         """Forgets how far the teacher's training is."""
         self.teacher_progress.unlink(missing_ok=True)

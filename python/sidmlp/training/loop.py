@@ -260,9 +260,7 @@ def _check_identity(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -
             )
 
 
-def _check_finite(
-    loss: float, norm: float, name: str, epoch: int, state_file: Path | None
-) -> None:
+def _check_finite(loss: float, norm: float, name: str, epoch: int, state_file: Path | None) -> None:
     # A gradient alone may be: of the last step, its weights would show in the next epoch's loss.
     wrong = [
         f"{what} is {value}"
