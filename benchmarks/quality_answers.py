@@ -33,6 +33,7 @@ REFERENCE_PLUS, RESCORE_PLUS = "reference++", "rescore++"
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel", EXACT, RESCORE)
 METHODS_PLUS = (REFERENCE_PLUS, PLUS, EXACT_PLUS, RESCORE_PLUS)
 MODELS = ("train-teacher", "distill")
+SAMPLE_SEED = 0  # one sample for every experiment's seed, so that these differ by training alone
 RESAMPLES = 1000
 LEVEL = 0.95
 METRICS = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
@@ -41,8 +42,9 @@ METRICS = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
 def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
     """Asks every method that has not answered yet, and keeps each answer at once."""
     run = experiment.run
-    # One sample for every seed, so that seeds differ by training alone.
-    questions = Questions.of(leave_last_out(load_data(run)).test).sample(experiment.users, seed=0)
+    questions = Questions.of(leave_last_out(load_data(run)).test).sample(
+        experiment.users, SAMPLE_SEED
+    )
     made_from = _made_from(experiment, plus, len(questions.targets))
     asked = _methods(experiment, plus, questions)
     kept = answers(run)
@@ -187,6 +189,7 @@ def _write_evaluation(
         values = per_user(ranks[method]).mean(0).tolist()
         quality[name] = {**dict(zip(METRICS, values, strict=True)), "note": facts[method]["note"]}
     asked = {"split": "test", "beams": experiment.beams, "users": experiment.users}
+    asked |= {"seed": SAMPLE_SEED}
     made_from = {name: of.require(name)["fingerprint"] for name in MODELS}
     write_json(of.path / "evaluate.json", {**asked, "made_from": made_from, "quality": quality})
 

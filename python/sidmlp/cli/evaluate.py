@@ -19,7 +19,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_execution_arguments, positive
+from .arguments import add_execution_arguments, positive, seed
 from .run_directory import RunDirectory, add_run_argument
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=RESCORERS,
         help="measure its order of the kernel's items, beside both alone (default: nobody's)",
     )
-    add("--seed", type=int, default=0, help="start of all random numbers")
+    add("--seed", type=seed, default=0, help="start of all random numbers")
     add_execution_arguments(parser, precision="fp32")
 
 
@@ -94,6 +94,7 @@ def run(options: argparse.Namespace) -> None:
             "split": options.split,
             "beams": options.beams,
             "users": options.users,
+            "seed": options.seed,
             "made_from": directory.fingerprints(),
             "quality": found,
         },

@@ -33,7 +33,7 @@ from .sweep_grid import (
 SETTING = "setting.json"
 SCORE = "validation_ndcg@10"
 # These decide which examples the teacher is asked about and how its answers are kept.
-OF_FEATURES = ("seed", "max_examples", "feature_dtype")
+OF_FEATURES = ("seed", "max_examples", "feature_dtype", "feature_precision")
 # What argparse keeps beside the options.
 NOT_VALUES = ("command", "run_command", "training_defaults")
 OWN = ("set", "published", "search", "runs", "sweep_seed", "out")
