@@ -14,6 +14,7 @@ import torch
 from sidmlp.cli import COMMANDS, main
 from sidmlp.cli.run_directory import PARENTS, RunDirectory
 from sidmlp.data import load_table
+from sidmlp.training import load_tensors, save_tensors
 
 TEACHER_SIZES = ["--dim", "16", "--layers", "1", "--heads", "2", "--head-dim", "8", "--ffn", "16"]
 TEACHER = [*TEACHER_SIZES, "--epochs", "2", "--batch-size", "32"]
@@ -324,10 +325,39 @@ class TestMistakes:
         copy = tmp_path / "copy"
         shutil.copytree(run, copy)
         directory = RunDirectory(copy)
+        good = load_tensors(directory.student)
+        save_tensors(directory.student, {"weights": {}})
+        assert "student.pt holds no student" in fails(capsys, "export", "--run", copy)
+        save_tensors(directory.student, good)
+        save_tensors(directory.teacher_progress, {"result": {}})
+        message = fails(capsys, "train-teacher", "--run", copy, *TEACHER)
+        assert "teacher-progress.pt holds no state of a training" in message
+        (copy / "distill.json").write_text("[]")
+        message = fails(capsys, "export", "--run", copy)
+        assert "distill.json is no record of a command; run `sidmlp distill" in message
+        shutil.copy2(run / "distill.json", copy)
         directory.teacher.write_bytes(b"nonsense")
         assert "teacher.pt is damaged" in fails(capsys, "export", "--run", copy)
         directory.codes.write_bytes(b"nonsense")
         assert "codes.npy" in fails(capsys, "export", "--run", copy)
+
+    @pytest.mark.parametrize(
+        "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")]
+    )
+    def test_out_of_memory(self, run, capsys, monkeypatch, error):
+        def greedy(_):
+            raise error
+
+        monkeypatch.setattr("sidmlp.cli.evaluate.run", greedy)
+        assert "out of memory" in fails(capsys, "evaluate", "--run", run)
+
+    def test_errors_of_ours_keep_their_traceback(self, run, monkeypatch):
+        def wrong(_):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr("sidmlp.cli.evaluate.run", wrong)
+        with pytest.raises(RuntimeError, match="a bug"):
+            main(["evaluate", "--run", str(run)])
 
     def test_a_missing_package_is_named(self, run, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "sidmlp_kernels", None)

@@ -77,6 +77,8 @@ class RunDirectory:
         if not self._record(command).is_file():
             raise ValueError(f"{self.path} has no result of `sidmlp {command}` yet; {remedy}")
         record = read_json(self._record(command))
+        if not isinstance(record, dict) or not {"fingerprint", "from"} <= set(record):
+            raise ValueError(f"{self._record(command)} is no record of a command; {remedy} again")
         if record["from"] != upstream:
             raise ValueError(
                 f"the result of `sidmlp {command}` in {self.path} was made before "

@@ -149,6 +149,10 @@ def train(
     stale = done = 0
     if state_file is not None and state_file.exists():
         state = load_tensors(state_file)
+        if not isinstance(state, dict) or "identity" not in state:
+            raise ValueError(
+                f"{state_file} holds no state of a training; delete it, or start afresh (--restart)"
+            )
         _check_identity(state["identity"], identity, state_file)
         model.load_state_dict(state["model"])
         step.load_optimizer(state["optimizer"])
