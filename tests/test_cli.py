@@ -269,6 +269,9 @@ class TestMistakes:
         assert main(["train-teacher", *where, *TEACHER, "--restart"]) == 0
 
     def test_other_settings_do_not_continue(self, run, capsys):
+        message = fails(capsys, "train-teacher", "--run", run, *TEACHER, "--beams", "30")
+        assert "validation than this call's" in message
+        assert "--restart" in message
         message = fails(capsys, "distill", "--run", run, *STUDENT, "--lr", "0.5")
         assert "learning_rate" in message
         assert "--restart" in message

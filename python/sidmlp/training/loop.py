@@ -255,8 +255,8 @@ def _check_identity(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -
         if saved.get(name) != value:
             if name == "fingerprint":
                 raise ValueError(
-                    f"{path} belongs to other data, another model or loss than this call's; use "
-                    "the same to resume, or start afresh (--restart)"
+                    f"{path} belongs to other data, another model, loss or validation than this "
+                    "call's; use the same to resume, or start afresh (--restart)"
                 )
             raise ValueError(
                 f"{path} was trained with {name}={saved.get(name)!r}, this call has {value!r}; "
