@@ -169,7 +169,8 @@ def _made_from(
     run = experiment.run
     data = run.require("data")["fingerprint"]
     teacher, student = (run.require(name)["fingerprint"] for name in ("train-teacher", "distill"))
-    asked = [users, experiment.beams]
+    # On another device the kernels' numbers have another format.
+    asked = [users, experiment.beams, Execution.choose(experiment.device).device.type]
     found: dict[str, list[Any]] = {name: [*asked, teacher, student] for name in METHODS}
     found["popularity"] = [users, data]
     found["teacher"] = found["teacher-unconstrained"] = [*asked, teacher]
