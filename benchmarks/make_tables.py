@@ -10,8 +10,8 @@ A document marks the place of a table, whose lines between the markers belong to
     <!-- /table -->
 
 With results of several machines a marker names one: table:decode-batch@amd-epyc, as in the name of
-its file, <kind>-<machine>.json. A table of a GPU or of whole requests stays empty until it has been
-measured.
+its file, <kind>-<machine>.json; all of quality.py's files, quality-<experiment>.json, make one
+table. A table of a GPU, of whole requests or of quality stays empty until it has been measured.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 from common import RESULTS, format_count, read_json
 from gpu_tables import GPU_TABLES, decode_gpu_tables
+from quality_tables import QUALITY_TABLES, quality_tables
 from request_tables import REQUEST_TABLES, requests_cpu_tables, requests_gpu_tables
 from table_cells import markdown, number_cell, time_cell, times_cell
 
@@ -254,21 +255,25 @@ KINDS: dict[str, Callable[[Report], dict[str, str]]] = {
     "requests-gpu": requests_gpu_tables,
     "requests-cpu": requests_cpu_tables,
 }
-MAY_BE_MISSING = (*GPU_TABLES, *REQUEST_TABLES)
+MAY_BE_MISSING = (*GPU_TABLES, *REQUEST_TABLES, *QUALITY_TABLES)
 
 
 def all_tables(results: Path) -> dict[str, dict[str, str]]:
     """Table name -> machine -> Markdown, from every results file of a known kind."""
     tables: dict[str, dict[str, str]] = {}
+    experiments = []
     for path in sorted(results.glob("*.json")):
         report = read_json(path)
         kind = report["kind"]
+        if kind == "quality":
+            experiments.append(report)
+            continue
         if kind not in KINDS:
             raise ValueError(f"{path}: expected a kind of {sorted(KINDS)}, got {kind!r}")
         machine = path.stem.removeprefix(f"{kind}-")
         for name, table in KINDS[kind](report).items():
             tables.setdefault(name, {})[machine] = f"{table}\n\n{caption(report)}"
-    return tables
+    return tables | {name: {"all": table} for name, table in quality_tables(experiments).items()}
 
 
 def filled(text: str, tables: dict[str, dict[str, str]], what: str) -> str:

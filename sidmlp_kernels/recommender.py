@@ -26,7 +26,7 @@ from .decode_arguments import (
     check_type,
     exclusion_tensors,
 )
-from .encoder_plan import EncoderPlan
+from .encoder_plan import Encoder, EncoderPlan
 from .ops.library import Results
 from .plan import DecodePlan
 from .recommendations import Recommendations
@@ -49,12 +49,13 @@ def load(
     backend: str = "auto",
     encoder_form: str = "auto",
     launches: int = 1,
+    encoder: Encoder | None = None,
 ) -> Recommender:
     """A Recommender from a checkpoint directory or a Hugging Face hub id.
 
     device, dtype ("float32", "bfloat16", "float16" or a torch.dtype), backend and encoder_form
     ("throughput", "torch", ..: see sidmlp_kernels.encoder_plan) may be "auto". launches: see
-    Recommender.
+    Recommender. encoder: one of your own in place of the checkpoint's, which may have none.
     Raises ValueError for a damaged checkpoint and for what cannot run here (see
     sidmlp_kernels.checkpoint and sidmlp_kernels.backends).
     """
@@ -62,7 +63,7 @@ def load(
     return Recommender(
         found.student,
         found.catalogue,
-        found.encoder,
+        found.encoder if encoder is None else encoder,
         device,
         dtype,
         backend,

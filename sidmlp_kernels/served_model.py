@@ -198,6 +198,6 @@ class ServedModel:
         if self._encoder is None:
             raise ValueError(
                 f"{method}: expected a model with an encoder, got one without; pass encoder= to "
-                "Recommender, or use decode_states with states of your own"
+                "load or Recommender, or use decode_states with states of your own"
             )
         return self._encoder

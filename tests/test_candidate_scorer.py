@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from live_bytes import LiveBytes
 from small_recommender import CODES, SPEC, T5, TOKENS, make_catalogue, make_student
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 import sidmlp_kernels as sk
 from sidmlp.data import TokenSpec
@@ -168,34 +166,6 @@ def test_chunks_change_nothing_but_rounding_and_fit_in_memory(
             assert call[:2] == (1, 1) or teacher.forward_bytes(*call) <= memory
     assert (1, 1, tokens) in shapes
     assert len(shapes) == 4  # several users; many, few, one of the candidates of one
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside hold at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        given = {
-            t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in given and storage._cdata not in self.seen:
-                    self.seen.add(storage._cdata)
-                    self.live += storage.nbytes()
-                    weakref.finalize(storage, self.gone, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return result
-
-    def gone(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.live -= size
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from sidmlp.metrics import ndcg_at_k
 from sidmlp.mlp_encoder import MLPEncoder
 from sidmlp.progress import bar
 from sidmlp.student import Student, StudentConfig
-from sidmlp.teacher import Teacher
+from sidmlp.teacher import Distillable
+from sidmlp.teacher.distillable import check_distillable
 from sidmlp.teacher.train import batches, histories
 from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, train
 from sidmlp.training.features import Features, FeatureTable
@@ -56,7 +57,7 @@ class DistillOptions:
 
 
 def make_student(
-    teacher: Teacher,
+    teacher: Distillable,
     *,
     attention_dim: int | None = None,
     num_heads: int = 4,
@@ -68,9 +69,11 @@ def make_student(
 ) -> Student:
     """An untrained student for a teacher: its width, its codes, its code embeddings (frozen).
 
-    attention_dim defaults to the teacher's width and ffn_dim to four times that.
+    attention_dim defaults to the teacher's width and ffn_dim to four times that. Raises ValueError
+    for a teacher that is not ``sidmlp.teacher.Distillable``.
     """
-    dim = teacher.config.dim
+    check_distillable(teacher)
+    dim, tables = teacher.dim, teacher.code_embeddings()
     config = StudentConfig(
         codes_per_level=teacher.tokens.codes_per_level,
         dim=dim,
@@ -79,14 +82,14 @@ def make_student(
         ffn_dim=ffn_dim or 4 * dim,
         hidden_dim=hidden_dim,
         blocks_per_head=blocks_per_head,
-        embedding_dim=dim,
+        embedding_dim=tables[0].shape[1],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = Student(config, dropout=dropout)
     with torch.no_grad():
         # The last level's embedding is never read, so the student does not have it.
-        for own, rows in zip(student.embeddings, teacher.code_embeddings()[:-1], strict=True):
+        for own, rows in zip(student.embeddings, tables[:-1], strict=True):
             own.weight.copy_(rows)  # type: ignore[operator]  # mypy sees any submodule
     student.embeddings.requires_grad_(False)
     return student
@@ -123,7 +126,7 @@ def distillation_loss(
 
 def distill(
     student: Student,
-    teacher: Teacher,
+    teacher: Distillable,
     split: Split,
     item_codes: np.ndarray,
     options: DistillOptions,

@@ -19,14 +19,14 @@ from torch.nn import functional
 from sidmlp.data import TokenTable
 from sidmlp.lessons import Lessons
 from sidmlp.mlp_encoder import MLPEncoder, MLPEncoderConfig, MLPEncoderLayer, RoleMLP
-from sidmlp.teacher import Teacher
+from sidmlp.teacher import Distillable
 from sidmlp.teacher.train import batches
 from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, train
 from sidmlp.training.features import Features, FeatureTable
 
 
 def make_encoder(
-    teacher: Teacher, *, num_layers: int = 4, hidden_dim: int = 512, seed: int = 0
+    teacher: Distillable, *, num_layers: int = 4, hidden_dim: int = 512, seed: int = 0
 ) -> MLPEncoder:
     """An untrained encoder for a teacher: its width, its tokens, its code embeddings to begin with.
 
@@ -34,7 +34,7 @@ def make_encoder(
     where the teacher's have another width; positions begin small.
     """
     tokens, tables = teacher.tokens, teacher.code_embeddings()
-    dim = teacher.config.dim
+    dim = teacher.dim
     config = MLPEncoderConfig(
         num_layers=num_layers,
         num_roles=tokens.num_levels,

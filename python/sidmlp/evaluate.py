@@ -16,7 +16,7 @@ from sidmlp.metrics import ndcg_at_k, recall_at_k
 from sidmlp.mlp_encoder import MLPEncoder
 from sidmlp.progress import bar
 from sidmlp.student import Student
-from sidmlp.teacher import PrefixTable, SearchResult, Teacher
+from sidmlp.teacher import Distillable, GenerativeTeacher, PrefixTable, SearchResult
 from sidmlp.teacher.train import batches, histories
 from sidmlp.teacher.train import recommend as recommend_by_teacher
 from sidmlp.training import Execution
@@ -84,7 +84,7 @@ def by_popularity(data: Interactions, split: Split, questions: Questions, k: int
 
 
 def by_teacher(
-    teacher: Teacher,
+    teacher: GenerativeTeacher,
     codes: np.ndarray,
     questions: Questions,
     *,
@@ -130,9 +130,12 @@ def by_reference(
 
 
 def encoder_features(
-    teacher: Teacher, codes: np.ndarray, questions: Questions, execution: Execution | None = None
+    teacher: Distillable,
+    codes: np.ndarray,
+    questions: Questions,
+    execution: Execution | None = None,
 ) -> Features:
-    """The teacher's encoder states of every question, kept in full precision."""
+    """The teacher's states of every question, kept in full precision."""
     return compute_features(
         teacher, questions.examples, codes, dtype="float32", execution=execution
     )

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from sidmlp.data import Examples, Split, TokenSpec
 from sidmlp.mlp_encoder import MLPEncoder
-from sidmlp.teacher import Teacher
+from sidmlp.teacher import Distillable
 from sidmlp.training import Execution
 from sidmlp.training.features import Features, compute_features, own_states
 
@@ -81,7 +82,7 @@ class Lessons:
 
 
 def take_lessons(
-    teacher: Teacher,
+    teacher: Distillable,
     split: Split,
     item_codes: np.ndarray,
     *,
@@ -103,7 +104,8 @@ def take_lessons(
     to the training examples are kept between runs; in memory otherwise.
     """
     asking = replace(execution or Execution(), precision=precision)
-    teacher.requires_grad_(False)
+    if isinstance(teacher, nn.Module):
+        teacher.requires_grad_(False)
     generator = np.random.default_rng(seed)
     examples = split.train
     if max_examples is not None and max_examples < len(examples):

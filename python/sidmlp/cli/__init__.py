@@ -15,11 +15,20 @@ COMMANDS = {
     "tokenize": "give every item a short tuple of codes, its semantic ID",
     "train-teacher": "train the accurate but slow model (TIGER, a small Transformer)",
     "distill": "train the fast model to imitate the teacher",
+    "sweep": "distil with many settings and choose by validation",
     "import-official": "take codes and models that the paper's authors published",
     "export": "write the fast model as a directory that sidmlp_kernels loads",
     "evaluate": "measure how often the held-out next item is recommended",
+    "report": "curves and tables of a run, for people",
     "recommend": "print recommendations for a list of items",
     "demo": "all of the above on MovieLens-100K, in a few minutes on a CPU",
+}
+
+# What to install for a package that is missing; '.[train]' for the others.
+EXTRAS = {
+    "sidmlp_kernels": ".",
+    "matplotlib": "'.[report]'",
+    "tensorboard": "'.[report]'",
 }
 
 EPILOG = """\
@@ -100,9 +109,10 @@ def _module(name: str):  # type: ignore[no-untyped-def]  # a module with two kno
 
 def _one_sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        what = "." if error.name == "sidmlp_kernels" else "'.[train]'"
+        package = (error.name or "").partition(".")[0]
+        what = EXTRAS.get(package, "'.[train]'")
         return (
-            f"the package {error.name} is not installed; "
+            f"the package {package} is not installed; "
             f"run `pip install --no-build-isolation -e {what}` in the repository"
         )
     return " ".join(str(error).split())

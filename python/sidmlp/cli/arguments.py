@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,22 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
+
+
+def parse(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    namespace: argparse.Namespace | None = None,
+) -> argparse.Namespace:
+    """What the parser makes of the arguments, over those of ``namespace``; ValueError with its
+    reason where it refuses them."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parser.parse_args(arguments, namespace)
+    except SystemExit:
+        reason = said.getvalue().strip().splitlines()[-1:]
+        raise ValueError("".join(reason).partition("error: ")[2] or "refused") from None
 
 
 def add_execution_arguments(
@@ -117,4 +135,9 @@ def add_training_arguments(
         "--restart",
         action="store_true",
         help="forget earlier progress; without this an interrupted training continues",
+    )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="write logs for TensorBoard, into tensorboard/ inside the run directory",
     )

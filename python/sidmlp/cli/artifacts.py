@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sidmlp.data import Interactions, TokenSpec
-from sidmlp.data.files import sha256_of_bytes, write_atomically
+from sidmlp.data.files import read_json, sha256_of_bytes, write_atomically
 from sidmlp.mlp_encoder import MLPEncoder, MLPEncoderConfig
 from sidmlp.student import Student, StudentConfig
-from sidmlp.teacher import Teacher, TeacherConfig
+from sidmlp.teacher import GenerativeTeacher, read_teacher, write_teacher
 from sidmlp.training import load_tensors, save_tensors
 
 from .run_directory import RunDirectory
@@ -48,19 +49,16 @@ def load_codes(run: RunDirectory) -> tuple[np.ndarray, TokenSpec]:
     return codes, TokenSpec.for_codes(tuple(record["codes_per_level"]), record["max_items"])
 
 
-def save_teacher(run: RunDirectory, teacher: Teacher) -> None:
-    """Writes sizes and weights of the teacher."""
-    save_tensors(run.teacher, {"config": asdict(teacher.config), "weights": teacher.state_dict()})
+def save_teacher(run: RunDirectory, teacher: GenerativeTeacher) -> None:
+    """Writes backbone, sizes and weights of the teacher."""
+    write_teacher(run.teacher, teacher)
 
 
-def load_teacher(run: RunDirectory) -> Teacher:
+def load_teacher(run: RunDirectory) -> GenerativeTeacher:
     """The teacher that ``sidmlp train-teacher`` left, in evaluation mode."""
     run.require("train-teacher")
     _, tokens = load_codes(run)
-    saved = load_tensors(run.teacher)
-    teacher = Teacher(TeacherConfig(**saved["config"]), tokens)
-    teacher.load_state_dict(saved["weights"])
-    return teacher.eval()
+    return read_teacher(run.teacher, tokens)
 
 
 def save_student(run: RunDirectory, student: Student) -> None:
@@ -75,6 +73,33 @@ def load_student(run: RunDirectory) -> Student:
     student = Student(StudentConfig(**saved["config"]))
     student.load_state_dict(saved["weights"])
     return student.eval()
+
+
+def encoder_kind(checkpoint: Path) -> str | None:
+    """ "t5", "mlp", or None of an exported student that comes without an encoder."""
+    encoder = read_json(checkpoint / "config.json").get("encoder")
+    return None if encoder is None else str(encoder["kind"])
+
+
+def load_served(checkpoint: Path, run: RunDirectory | None, **options: Any) -> Any:
+    """A Recommender that serves an exported student; options: of ``sidmlp_kernels.load``.
+
+    Where the checkpoint holds no encoder, the teacher of ``run`` reads the histories; ValueError
+    without a run.
+    """
+    import sidmlp_kernels
+
+    if not (checkpoint / "config.json").is_file() or encoder_kind(checkpoint) is not None:
+        return sidmlp_kernels.load(checkpoint, **options)
+    if run is None:
+        raise ValueError(
+            f"{checkpoint} holds no encoder, as its teacher is decoder-only; name the run of that "
+            f"teacher with --run"
+        )
+    teacher = load_teacher(run)
+    return sidmlp_kernels.load(
+        checkpoint, encoder=lambda ids, mask: teacher.to(ids.device).encode(ids, mask), **options
+    )
 
 
 def save_encoder(run: RunDirectory, encoder: MLPEncoder) -> None:

@@ -119,7 +119,14 @@ def run(options: argparse.Namespace) -> None:
     from .artifacts import load_codes, load_data, load_teacher, save_encoder, save_student
     from .encoder_stage import trained_encoder
     from .kernel_validation import kernel_decode
-    from .loop_options import execution_of, loop_options, set_threads, summary, training_choices
+    from .loop_options import (
+        execution_of,
+        loop_options,
+        set_threads,
+        summary,
+        training_choices,
+        training_log,
+    )
     from .shared_run import student_run
     from .staging import staged
 
@@ -191,6 +198,7 @@ def run(options: argparse.Namespace) -> None:
         execution=execution,
         state_file=directory.student_progress,
         fingerprint=" ".join(made_from),
+        log=training_log(directory, "student", options),
     )
     with staged(directory) as new:
         save_student(new, student)

@@ -12,7 +12,7 @@ from .run_directory import RunDirectory
 if TYPE_CHECKING:
     from sidmlp.lessons import Lessons
     from sidmlp.mlp_encoder import MLPEncoder
-    from sidmlp.teacher import Teacher
+    from sidmlp.teacher import Distillable
     from sidmlp.training import Execution, LoopOptions
 
 ENCODERS = ("teacher", "mlp")
@@ -49,7 +49,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
 def trained_encoder(
     options: argparse.Namespace,
     directory: RunDirectory,
-    teacher: Teacher,
+    teacher: Distillable,
     lessons: Lessons,
     loop: LoopOptions,
     execution: Execution,
@@ -61,7 +61,7 @@ def trained_encoder(
     """
     from sidmlp.distill_encoder import make_encoder, state_error, train_encoder
 
-    from .loop_options import summary
+    from .loop_options import summary, training_log
 
     if directory.student_progress.exists() and not directory.encoder_progress.exists():
         raise ValueError(
@@ -78,9 +78,12 @@ def trained_encoder(
     epochs = options.encoder_epochs or EPOCHS[execution.device.type]
     loop = replace(loop, epochs=epochs, learning_rate=options.encoder_lr)
 
-    def log(_: dict[str, float]) -> None:
+    write = training_log(directory, "encoder", options, measure="MSE")
+
+    def log(facts: dict[str, float]) -> None:
         # Whatever the second stage has done was done on another encoder's states.
         directory.restart_second_stage()
+        write(facts)
 
     result = train_encoder(
         encoder,

@@ -27,8 +27,11 @@ from .arguments import add_execution_arguments, positive
 from .run_directory import RunDirectory, add_run_argument
 
 if TYPE_CHECKING:
-    from sidmlp.evaluate import Quality, Recommend
-    from sidmlp.teacher import Teacher
+    from torch import Tensor
+
+    from sidmlp.evaluate import Questions, Recommend
+    from sidmlp.teacher import GenerativeTeacher
+    from sidmlp.teacher.scoring import Score
     from sidmlp.training import Execution
 
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel")
@@ -97,7 +100,13 @@ def run(options: argparse.Namespace) -> None:
     )
     write_json(
         directory.path / "evaluate.json",
-        {"split": options.split, "beams": options.beams, "quality": found},
+        {
+            "split": options.split,
+            "beams": options.beams,
+            "users": options.users,
+            "made_from": directory.fingerprints(),
+            "quality": found,
+        },
     )
     header = ("", "Recall@5", "NDCG@5", "Recall@10", "NDCG@10", "")
     rows = [
@@ -126,9 +135,43 @@ def measure(
     student++ is. Raises ValueError where that is not exported, or of other data.
     """
     from sidmlp.data import leave_last_out
+    from sidmlp.evaluate import Quality, Questions
+    from sidmlp.training import Execution
+
+    from .artifacts import load_data
+
+    if beams < 10:
+        raise ValueError(f"--beams must be at least 10, as ten items are scored, got {beams}")
+    execution = execution or Execution()
+    if plus is not None:
+        both = [run.require("data")["fingerprint"] for run in (directory, plus)]
+        if both[0] != both[1]:
+            raise ValueError(f"{plus.path} is of other data than {directory.path}")
+        plus.require("export")
+    split = leave_last_out(load_data(directory))
+    examples = split.test if split_name == "test" else split.validation
+    questions = Questions.of(examples).sample(users, seed)
+    answers = {}
+    for name in names:
+        asked = (directory, name)
+        if name == PLUS:
+            assert plus is not None
+            asked = (plus, "kernel")
+        items, note = ask(*asked, questions, beams, execution)
+        quality = asdict(Quality.of(items, questions.targets))
+        answers[name] = quality | ({"note": note} if note else {})
+    return answers
+
+
+def ask(
+    directory: RunDirectory, name: str, questions: Questions, beams: int, execution: Execution
+) -> tuple[Tensor, str]:
+    """What a method recommends, int64 [n, 10] in dense item indices, and a note if there is one.
+
+    name: one of METHODS, or RESCORE. execution: as in ``measure``.
+    """
+    from sidmlp.data import leave_last_out
     from sidmlp.evaluate import (
-        Quality,
-        Questions,
         by_callable,
         by_popularity,
         by_reference,
@@ -136,104 +179,80 @@ def measure(
         encoder_features,
         own_encoder_features,
     )
-    from sidmlp.training import Execution
 
     from .artifacts import load_codes, load_data, load_encoder, load_student, load_teacher
 
-    if beams < 10:
-        raise ValueError(f"--beams must be at least 10, as ten items are scored, got {beams}")
-    execution = execution or Execution()
+    if name == "popularity":
+        data = load_data(directory)
+        return by_popularity(data, leave_last_out(data), questions), ""
     kernel = partial(kernel_recommend, directory, beams, execution)
-    data = load_data(directory)
-    if plus is not None:
-        both = [run.require("data")["fingerprint"] for run in (directory, plus)]
-        if both[0] != both[1]:
-            raise ValueError(f"{plus.path} is of other data than {directory.path}")
-        plus.require("export")
-    split = leave_last_out(data)
-    examples = split.test if split_name == "test" else split.validation
-    questions = Questions.of(examples).sample(users, seed)
-
-    def quality_of(name: str) -> tuple[Quality, str]:
-        if name == "popularity":
-            return Quality.of(by_popularity(data, split, questions), questions.targets), ""
-        if name == "kernel":
-            return Quality.of(by_callable(kernel(), questions), questions.targets), ""
-        if name == PLUS:
-            assert plus is not None
-            recommend = kernel_recommend(plus, beams, execution)
-            return Quality.of(by_callable(recommend, questions), questions.targets), ""
-        teacher, (codes, tokens) = load_teacher(directory), load_codes(directory)
-        if name == RESCORE:
-            return Quality.of(by_callable(kernel(teacher), questions), questions.targets), ""
-        if name == "reference":
-            student, encoder = load_student(directory), load_encoder(directory)
-            student.to(execution.device)
-            features = (
-                encoder_features(teacher, codes, questions, execution)
-                if encoder is None
-                else own_encoder_features(encoder, tokens, codes, questions, execution)
-            )
-            items = by_reference(student, features, codes, questions, num_beams=beams)
-            return Quality.of(items, questions.targets), ""
-        constrained = name == "teacher"
-        found = by_teacher(
-            teacher,
-            codes,
-            questions,
-            num_beams=beams,
-            constrained=constrained,
-            execution=execution,
+    if name == "kernel":
+        return by_callable(kernel(), questions), ""
+    teacher, (codes, tokens) = load_teacher(directory), load_codes(directory)
+    if name == RESCORE:
+        return by_callable(kernel(teacher), questions), ""
+    if name == "reference":
+        student, encoder = load_student(directory), load_encoder(directory)
+        student.to(execution.device)
+        features = (
+            encoder_features(teacher, codes, questions, execution)
+            if encoder is None
+            else own_encoder_features(encoder, tokens, codes, questions, execution)
         )
-        wasted = float(found.invalid.double().mean()) / beams
-        note = "" if constrained else f"{wasted:.1%} of its beams name no item"
-        return Quality.of(found.items, questions.targets), note
-
-    answers = {}
-    for name in names:
-        quality, note = quality_of(name)
-        answers[name] = asdict(quality) | ({"note": note} if note else {})
-    return answers
+        return by_reference(student, features, codes, questions, num_beams=beams), ""
+    constrained = name == "teacher"
+    found = by_teacher(
+        teacher,
+        codes,
+        questions,
+        num_beams=beams,
+        constrained=constrained,
+        execution=execution,
+    )
+    wasted = float(found.invalid.double().mean()) / beams
+    note = "" if constrained else f"{wasted:.1%} of its beams name no item"
+    return found.items, note
 
 
 def kernel_recommend(
     directory: RunDirectory,
     beams: int,
     execution: Execution,
-    rescore_by: Teacher | None = None,
+    rescore_by: GenerativeTeacher | None = None,
 ) -> Recommend:
     """The exported student behind sidmlp_kernels, in dense item indices.
 
     execution: its device, and bfloat16 if its precision is bf16, float32 otherwise.
     rescore_by: the teacher, to order the student's items; it reads the states that the student
-    reads where those are its own, else it encodes for itself.
+    reads where those are its own and enough for it, else it reads the histories itself.
     """
     import numpy as np
     import torch
 
-    import sidmlp_kernels
-    from sidmlp.teacher import CandidateScorer
+    from sidmlp.teacher import CandidateModel, CandidateScorer
 
-    from .artifacts import load_data, load_encoder
+    from .artifacts import encoder_kind, load_data, load_served
 
-    exported = directory.require("export")
-    model = sidmlp_kernels.load(
-        exported["directory"],
+    checkpoint = Path(directory.require("export")["directory"])
+    model = load_served(
+        checkpoint,
+        directory,
         device=execution.device,
         dtype=torch.bfloat16 if execution.precision == "bf16" else torch.float32,
     )
-    scorer = own_encoder = None
+    scorer, from_states = None, False
     if rescore_by is not None:
         scorer = CandidateScorer(rescore_by.to(model.device).eval())
-        own_encoder = load_encoder(directory)
+        # The states are the teacher's own only where the checkpoint has the teacher's encoder.
+        from_states = isinstance(rescore_by, CandidateModel) and encoder_kind(checkpoint) == "t5"
     ids = load_data(directory).item_ids
     order = np.argsort(ids)
 
     def recommend(histories: list[np.ndarray], exclude: list[np.ndarray], k: int) -> torch.Tensor:
         batch = model.batch([ids[history] for history in histories])
         seen = [ids[items] for items in exclude]
-        rescore: Any = scorer
-        if scorer is not None and own_encoder is not None:
+        rescore: Score | None = scorer
+        if scorer is not None and not from_states:
             rescore = scorer.of_requests(batch.ids, batch.mask)
         found = model.decode(batch, k=k, num_beams=beams, exclude=seen, rescore=rescore)
         items = found.items.cpu().numpy()

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from sidmlp.reporting import TrainingLog
 from sidmlp.training import Execution, LoopOptions, TrainingResult
 
 from .arguments import TrainingDefaults
+from .run_directory import RunDirectory
 
 
 def execution_of(options: argparse.Namespace) -> Execution:
@@ -45,6 +47,14 @@ def set_threads(threads: int | None) -> None:
     """Limits PyTorch to that many CPU threads, if a number is given."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def training_log(
+    directory: RunDirectory, name: str, options: argparse.Namespace, measure: str = "NDCG@10"
+) -> TrainingLog:
+    """What ``train`` reports to: logs/NAME.json and, with --tensorboard, tensorboard/NAME."""
+    folder = directory.path / "tensorboard" / name if options.tensorboard else None
+    return TrainingLog(directory.log(name), folder, measure)
 
 
 def summary(result: TrainingResult) -> dict[str, Any]:

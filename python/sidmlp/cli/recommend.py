@@ -23,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="candidates kept per level (default: what the checkpoint says, at least k)",
     )
     parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="run whose teacher reads the list, for a checkpoint without an encoder, as of a "
+        "decoder-only teacher (default: the checkpoint's own encoder reads it)",
+    )
+    parser.add_argument(
         "--repeat", action="store_true", help="allow items of the list to be recommended again"
     )
 
@@ -31,13 +38,15 @@ def run(options: argparse.Namespace) -> None:
     """Loads the checkpoint with the kernels and prints what they recommend."""
     import numpy as np
 
-    import sidmlp_kernels
     from sidmlp.data import Interactions
     from sidmlp.data.files import read_json
 
+    from .artifacts import load_served
     from .export import TITLES
+    from .run_directory import RunDirectory
 
-    model = sidmlp_kernels.load(options.checkpoint)
+    run = None if options.run is None else RunDirectory(options.run)
+    model = load_served(options.checkpoint, run)
     names = options.checkpoint / TITLES
     titles = read_json(names) if names.is_file() else {}
     ids = np.asarray([int(i) for i in titles], dtype=np.int64)

@@ -51,6 +51,20 @@ class RunDirectory:
         self.student_progress = path / "student-progress.pt"
         self.checkpoint = path / "student"
 
+    def log(self, name: str) -> Path:
+        """What the training of ``name`` ("teacher", "student") said of every epoch."""
+        return self.path / "logs" / f"{name}.json"
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of every command whose result is there and up to date."""
+        found = {}
+        for command in PARENTS:
+            try:
+                found[command] = self.require(command)["fingerprint"]
+            except ValueError:
+                continue
+        return found
+
     def finish(self, command: str, fingerprint: str, **facts: Any) -> None:
         """Records that ``command`` has made its result."""
         parent = PARENTS[command]

@@ -1,8 +1,9 @@
-"""Train the teacher: a small Transformer (T5) that reads a history and writes an item's codes.
+"""Train the teacher: a small Transformer that reads a history and writes an item's codes.
 
-This is TIGER (Rajput et al. 2023). It is accurate but slow to ask; `sidmlp distill` then makes the
-fast student from it. Training stops by itself when the validation score no longer rises, and an
-interrupted training continues with the same command.
+On a T5, encoder and decoder, this is TIGER (Rajput et al. 2023); on Qwen3 or Llama one stack of
+layers reads the history and goes on with the codes. It is accurate but slow to ask;
+`sidmlp distill` then makes the fast student from it. Training stops by itself when the validation
+score no longer rises, and an interrupted training continues with the same command.
 """
 
 from __future__ import annotations
@@ -23,9 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_run_argument(parser)
     size = parser.add_argument_group("size of the model")
+    size.add_argument(
+        "--backbone", choices=("t5", "qwen3", "llama"), default="t5", help="kind of Transformer"
+    )
     size.add_argument("--dim", type=positive, default=128, help="width")
-    size.add_argument("--layers", type=positive, default=4, help="layers, encoder and decoder each")
+    size.add_argument(
+        "--layers", type=positive, default=4, help="layers; of a t5, encoder and decoder each"
+    )
     size.add_argument("--heads", type=positive, default=6, help="attention heads")
+    size.add_argument(
+        "--kv-heads",
+        type=positive,
+        help="heads of keys and values, which fewer than --heads share (default: --heads; not t5)",
+    )
     size.add_argument("--head-dim", type=positive, default=64, help="width of a head")
     size.add_argument("--ffn", type=positive, default=1024, help="width of the feed-forward layers")
     size.add_argument("--dropout", type=share, default=0.1, help="share of activations dropped")
@@ -52,12 +63,19 @@ def run(options: argparse.Namespace) -> None:
     """Trains and writes the teacher."""
     from sidmlp.data import leave_last_out
     from sidmlp.data.files import sha256_of_file
-    from sidmlp.teacher import Teacher, TeacherConfig
+    from sidmlp.teacher import make_teacher
     from sidmlp.teacher.train import train_teacher
     from sidmlp.training import seed_everything
 
     from .artifacts import load_codes, load_data, save_teacher
-    from .loop_options import execution_of, loop_options, set_threads, summary, training_choices
+    from .loop_options import (
+        execution_of,
+        loop_options,
+        set_threads,
+        summary,
+        training_choices,
+        training_log,
+    )
 
     set_threads(options.threads)
     execution = execution_of(options)
@@ -67,15 +85,18 @@ def run(options: argparse.Namespace) -> None:
     if options.restart:
         directory.restart_teacher()
     seed_everything(options.seed)
-    config = TeacherConfig(
+    sizes = {} if options.kv_heads is None else {"num_kv_heads": options.kv_heads}
+    teacher = make_teacher(
+        options.backbone,
+        tokens,
         dim=options.dim,
         num_layers=options.layers,
         num_heads=options.heads,
         head_dim=options.head_dim,
         ffn_dim=options.ffn,
         dropout=options.dropout,
+        **sizes,
     )
-    teacher = Teacher(config, tokens)
     result = train_teacher(
         teacher,
         leave_last_out(data),
@@ -87,6 +108,7 @@ def run(options: argparse.Namespace) -> None:
         execution=execution,
         state_file=directory.teacher_progress,
         fingerprint=record["fingerprint"],
+        log=training_log(directory, "teacher", options),
     )
     save_teacher(directory, teacher)
     directory.finish("train-teacher", sha256_of_file(directory.teacher), **summary(result))

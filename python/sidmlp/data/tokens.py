@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,6 +80,14 @@ class TokenSpec:
         fields = asdict(self)
         del fields["codes_per_level"]
         return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TokenSpec:
+        """What ``as_dict`` wrote, with ``codes_per_level`` beside it."""
+        values: dict[str, Any] = dict(fields)
+        for name in ("codes_per_level", "code_offsets"):
+            values[name] = tuple(values[name])
+        return cls(**values)
 
     def batch(self, histories: list[np.ndarray], codes: np.ndarray) -> tuple[Tensor, Tensor]:
         """Token ids int64 [B, T] and mask bool [B, T] (True = valid) of dense item histories.

@@ -27,7 +27,7 @@ class DecoderState:
 
     def __init__(self, teacher: Teacher, states: Tensor, mask: Tensor) -> None:
         """states [users, T, dim] and mask bool [users, T] come from ``Teacher.encode``."""
-        self.teacher = teacher
+        self.teacher, self.states = teacher, states
         self.cross: list[tuple[Tensor, Tensor]] = []
         self.own: list[tuple[Tensor, Tensor]] = []
         for block in teacher.t5.decoder.block:

@@ -17,8 +17,7 @@ from sidmlp.data import TokenSpec
 
 from .decoder import DecoderState
 from .encoder import Layer, encoder_layer, encoder_states
-
-IGNORED = -100  # no token
+from .generative import GenerativeTeacher
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,12 @@ class TeacherConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
 
-class Teacher(nn.Module):
-    """T5 over the vocabulary of a ``TokenSpec``.
-
-    Level l of the target is predicted by decoder position l, whose input is the padding token at
-    l = 1 and the token of c_{l-1} afterwards.
-    """
-
-    offsets: Tensor
+class Teacher(GenerativeTeacher):
+    """T5 over the vocabulary of a ``TokenSpec``; its encoder's output is what the student reads."""
 
     def __init__(self, config: TeacherConfig, tokens: TokenSpec) -> None:
-        super().__init__()
+        super().__init__(tokens)
         self.config = config
-        self.tokens = tokens
         self.t5: Any = T5ForConditionalGeneration(
             T5Config(
                 vocab_size=tokens.vocab_size,
@@ -70,7 +62,6 @@ class Teacher(nn.Module):
                 use_cache=False,
             )
         )
-        self.register_buffer("offsets", torch.tensor(tokens.code_offsets), persistent=False)
         self._compiled_layer: Layer = encoder_layer
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -83,44 +74,29 @@ class Teacher(nn.Module):
         """Training goes through torch.compile from now on: the encoder, where its time goes."""
         self._compiled_layer = torch.compile(encoder_layer, dynamic=False, fullgraph=True)
 
+    def begin(self, ids: Tensor, mask: Tensor) -> DecoderState:
+        """Encodes token ids int64 [B, T] where mask, bool [B, T], is True."""
+        return DecoderState(self, self.encode(ids, mask), mask)
+
+    def token_embedding(self) -> nn.Embedding:
+        """The embedding matrix of all tokens, which is the output layer, too."""
+        return self.t5.shared
+
     def decoder_logits(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
-        """Logits [B, K, L, vocab] under teacher forcing with K targets a user, int64 [B, K, L].
+        """Logits [B, N, L, vocab] under teacher forcing with N targets a user, int64 [B, N, L].
 
         states [B, T, dim], mask bool [B, T]. Level l sees c_1..c_{l-1}; the last code is not read.
         """
-        start = codes.new_full((*codes.shape[:2], 1), self.tokens.pad_id)
-        tokens = torch.cat([start, (codes + self.offsets)[..., :-1]], dim=2)
-        return DecoderState(self, states, mask).feed(tokens)
+        return DecoderState(self, states, mask).feed(self.forced_tokens(codes))
 
-    def forward(self, ids: Tensor, mask: Tensor, codes: Tensor, real: Tensor) -> Tensor:
-        """Mean cross-entropy over the whole vocabulary.
-
-        ids, mask: [B, T] histories; codes: int64 [B, K, L], the targets of each history, of which
-        those count where real, bool [B, K], is True.
-        """
-        logits = self.decoder_logits(self.encode(ids, mask), mask, codes)
-        # Ignored rather than left out, so that no shape depends on values.
-        wanted = (codes + self.offsets).masked_fill(~real[..., None], IGNORED)
-        return nn.functional.cross_entropy(
-            logits.flatten(0, 2).float(), wanted.flatten(), ignore_index=IGNORED
-        )
-
-    def level_logits(self, logits: Tensor) -> list[Tensor]:
-        """Of logits [.., L, vocab], level l's own codes: a list of [.., C_l]."""
-        spec = self.tokens
-        return [
-            logits[..., level, start : start + count]
-            for level, (start, count) in enumerate(
-                zip(spec.code_offsets, spec.codes_per_level, strict=True)
-            )
-        ]
+    def teacher_forced(
+        self, ids: Tensor, mask: Tensor, codes: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encoder states [B, T, dim], and per level the decoder's logits [B, N, C_l]."""
+        states = self.encode(ids, mask)
+        return states, self.level_logits(self.decoder_logits(states, mask, codes))
 
     # -- as a sidmlp.teacher.scoring.CandidateModel
-
-    @property
-    def codes_per_level(self) -> tuple[int, ...]:
-        """C_1 .. C_L."""
-        return self.tokens.codes_per_level
 
     def code_logits(self, states: Tensor, mask: Tensor, codes: Tensor) -> list[Tensor]:
         """Log-probabilities over the whole vocabulary, as beam_search adds them: a list of
@@ -129,11 +105,6 @@ class Teacher(nn.Module):
         states [B, T, dim] of any floating dtype, mask bool [B, T], codes int64 [B, N, L]. Raises
         ValueError in training mode and for states that are not the teacher's.
         """
-        if self.training:
-            raise ValueError(
-                "teacher: expected evaluation mode, got training mode; call teacher.eval() before "
-                "it scores"
-            )
         weight = self.t5.shared.weight
         if states.shape[-1] != self.config.dim or states.device != weight.device:
             raise ValueError(
@@ -141,6 +112,7 @@ class Teacher(nn.Module):
                 f"{states.shape[-1]} on {states.device}; move the teacher to the student's device, "
                 f"and score with CandidateScorer.of_requests where the student has another encoder"
             )
+        self.check_scoring("states", states)
         logits = self.decoder_logits(states.to(weight.dtype), mask, codes)
         return self.level_logits(logits.log_softmax(-1))
 
@@ -154,12 +126,3 @@ class Teacher(nn.Module):
         user = tokens * (kept + 2 * config.dim)
         size = self.t5.shared.weight.element_size()
         return size * users * (user + candidates * levels * position)
-
-    def code_embeddings(self) -> list[Tensor]:
-        """Embedding rows of every level's codes, a list of [C_l, dim]."""
-        spec = self.tokens
-        weight = self.t5.shared.weight.detach()
-        return [
-            weight[start : start + count]
-            for start, count in zip(spec.code_offsets, spec.codes_per_level, strict=True)
-        ]

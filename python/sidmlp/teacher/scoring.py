@@ -8,7 +8,8 @@ states. That is what re-ranks a student's proposals:
     scorer = CandidateScorer(teacher)
     recs = model.decode(batch, k=10, num_beams=50, rescore=scorer)       # model of sidmlp_kernels
 
-Any model can take the teacher's place that has the three methods of ``CandidateModel``.
+Any model can take the teacher's place that has the three methods of ``CandidateModel``, or, where
+states are not enough to go on from, the two of ``RequestModel``.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class CandidateModel(Protocol):
     """What a model of somebody else hands over: states and logits.
 
     Evaluation mode, no randomness, and nothing of one user in another's numbers. ``Teacher`` is
-    one; an adapter of a decoder-only model returns its hidden states from ``encode`` and appends
-    the candidates' tokens to them (or to their cached keys and values) in ``code_logits``.
+    one. A model that cannot go on from states, as a decoder-only Transformer with its keys and
+    values, is a ``RequestModel``.
     """
 
     @property
@@ -58,6 +59,26 @@ class CandidateModel(Protocol):
         ``candidates`` of each of ``users`` with states of ``tokens``; grows with each of them."""
 
 
+@runtime_checkable
+class RequestModel(Protocol):
+    """What a model hands over that scores candidates from token ids; ``CausalTeacher`` is one.
+
+    Of a ``CandidateModel`` it has ``codes_per_level`` and, for ``request_logits``,
+    ``forward_bytes``.
+    """
+
+    @property
+    def codes_per_level(self) -> tuple[int, ...]:
+        """C_1 .. C_L, as the student has them."""
+
+    def request_logits(self, ids: Tensor, mask: Tensor, codes: Tensor) -> list[Tensor]:
+        """``CandidateModel.code_logits`` of token ids int64 [B, T], mask bool [B, T], True = valid,
+        and codes int64 [B, N, L]."""
+
+    def forward_bytes(self, users: int, candidates: int, tokens: int) -> int:
+        """At most so many bytes does ``request_logits`` hold at a time."""
+
+
 class CandidateScorer:
     """Callable (states, mask, codes, counts) -> scores, as ``rescore`` of sidmlp_kernels wants it.
 
@@ -75,23 +96,24 @@ class CandidateScorer:
                    single user candidates, are taken in chunks that fit. One candidate of one user
                    is taken even if it does not
 
-    Which chunk a candidate falls into changes its score by rounding alone. Any number of threads
-    may call one scorer. Raises ValueError for wrong settings, and for what a model answers in
-    another shape.
+    A RequestModel reads token ids instead of states: see ``of_requests``. Which chunk a candidate
+    falls into changes its score by rounding alone. Any number of threads may call one scorer.
+    Raises ValueError for wrong settings, and for what a model answers in another shape.
     """
 
     def __init__(
         self,
-        model: CandidateModel,
+        model: CandidateModel | RequestModel,
         *,
         normalisation: str = "model",
         table: PrefixTable | None = None,
         memory: int = 1 << 29,
     ) -> None:
-        if not isinstance(model, CandidateModel):
+        if not isinstance(model, CandidateModel | RequestModel):
             raise ValueError(
-                f"model: expected codes_per_level, encode, code_logits and forward_bytes, got "
-                f"{type(model).__name__} without some of them; see CandidateModel"
+                f"model: expected codes_per_level, encode, code_logits and forward_bytes, or "
+                f"request_logits instead of encode and code_logits, got {type(model).__name__} "
+                f"without some of them; see CandidateModel and RequestModel"
             )
         if normalisation not in NORMALISATIONS:
             raise ValueError(
@@ -120,6 +142,47 @@ class CandidateScorer:
     @torch.no_grad()
     def __call__(self, states: Tensor, mask: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
         """Scores [B, N]; see the class."""
+        model = self.model
+        if not isinstance(model, CandidateModel):
+            raise ValueError(
+                f"model: expected one that goes on from states, got {type(model).__name__}, which "
+                f"reads token ids; pass rescore=scorer.of_requests(batch.ids, batch.mask)"
+            )
+        states = torch.where(mask[..., None], states, torch.zeros_like(states))
+
+        def logits_of(own: slice, wanted: Tensor) -> list[Tensor]:
+            return model.code_logits(states[own], mask[own], wanted)
+
+        return self._scores(logits_of, mask.shape[1], codes, counts)
+
+    def of_requests(self, ids: Tensor, mask: Tensor) -> Score:
+        """For a model that reads token ids, and for a student whose encoder is not this model's, as
+        SID-MLP++'s: a callable that does not look at the student's states.
+
+        ids int64 [B, T], mask bool [B, T] are the requests', e.g. ``Batch.ids`` and ``Batch.mask``.
+        """
+        model = self.model
+
+        @torch.no_grad()
+        def score(_: Tensor, __: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
+            if isinstance(model, CandidateModel):
+                return self(model.encode(ids, mask), mask, codes, counts)
+
+            def logits_of(own: slice, wanted: Tensor) -> list[Tensor]:
+                return model.request_logits(ids[own], mask[own], wanted)
+
+            return self._scores(logits_of, mask.shape[1], codes, counts)
+
+        return score
+
+    def _scores(
+        self,
+        logits_of: Callable[[slice, Tensor], list[Tensor]],
+        tokens: int,
+        codes: Tensor,
+        counts: Tensor,
+    ) -> Tensor:
+        """Scores [B, N], chunk by chunk; logits_of answers for some users and their codes."""
         users, candidates, levels = codes.shape
         if levels != len(self._sizes):
             raise ValueError(
@@ -130,32 +193,18 @@ class CandidateScorer:
             return torch.zeros(users, candidates, device=codes.device)
         if self._children and self._children[0].device != codes.device:
             self._children = [rows.to(codes.device) for rows in self._children]
-        states = torch.where(mask[..., None], states, torch.zeros_like(states))
         wanted = codes.long().clamp(min=0)
-        user_step, step = self._chunk(users, candidates, mask.shape[1])
+        user_step, step = self._chunk(users, candidates, tokens)
         rows = []
         for first in range(0, users, user_step):
             own = slice(first, first + user_step)
-            parts = [
-                self._score(states[own], mask[own], wanted[own, begin : begin + step])
-                for begin in range(0, candidates, step)
-            ]
+            parts = []
+            for begin in range(0, candidates, step):
+                asked = wanted[own, begin : begin + step]
+                parts.append(self._score(logits_of(own, asked), asked))
             rows.append(torch.cat(parts, dim=1))
         past = torch.arange(candidates, device=codes.device) >= counts[:, None]
         return torch.cat(rows).masked_fill(past, -torch.inf)
-
-    def of_requests(self, ids: Tensor, mask: Tensor) -> Score:
-        """For a student whose encoder is not this model's, as SID-MLP++'s: a callable that reads
-        states of the model's own.
-
-        ids int64 [B, T], mask bool [B, T] are the requests', e.g. ``Batch.ids`` and ``Batch.mask``.
-        """
-
-        @torch.no_grad()
-        def score(_: Tensor, __: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
-            return self(self.model.encode(ids, mask), mask, codes, counts)
-
-        return score
 
     def _chunk(self, users: int, candidates: int, tokens: int) -> tuple[int, int]:
         """How many users, and how many candidates of each, one forward takes."""
@@ -169,9 +218,8 @@ class CandidateScorer:
             return _largest(users, lambda n: fits(n, candidates)), candidates
         return 1, _largest(candidates, lambda c: fits(1, c))
 
-    def _score(self, states: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
+    def _score(self, logits: list[Tensor], codes: Tensor) -> Tensor:
         """Scores [b, n] of one chunk, codes int64 [b, n, L] >= 0."""
-        logits = self.model.code_logits(states, mask, codes)
         self._check(logits, codes)
         node = torch.zeros_like(codes[..., 0])
         total: Tensor | float = 0.0
@@ -196,14 +244,14 @@ class CandidateScorer:
     def _check(self, logits: list[Tensor], codes: Tensor) -> None:
         if len(logits) != len(self._sizes):
             raise ValueError(
-                f"code_logits: expected {len(self._sizes)} tensors, one per level, got "
+                f"logits: expected {len(self._sizes)} tensors, one per level, got "
                 f"{len(logits)}; return the logits of every level's own codes"
             )
         for level, (values, size) in enumerate(zip(logits, self._sizes, strict=True)):
             shape = (*codes.shape[:2], size)
             if tuple(values.shape) != shape or not values.is_floating_point():
                 raise ValueError(
-                    f"code_logits: expected floating {list(shape)} for level {level + 1}, got "
+                    f"logits: expected floating {list(shape)} for level {level + 1}, got "
                     f"{values.dtype} {list(values.shape)}; return users, candidates, codes"
                 )
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decoder import DecoderState
-from .model import Teacher
+from .generative import GenerativeTeacher, SequenceState
 
 
 class PrefixTable:
@@ -71,7 +70,7 @@ class SearchResult:
 
 @torch.no_grad()
 def beam_search(
-    teacher: Teacher,
+    teacher: GenerativeTeacher,
     ids: Tensor,
     mask: Tensor,
     table: PrefixTable,
@@ -97,7 +96,7 @@ def beam_search(
     teacher.eval()
     try:
         table = table.to(ids.device)
-        state = DecoderState(teacher, teacher.encode(ids, mask), mask)
+        state = teacher.begin(ids, mask)
         run = _constrained if constrained else _unconstrained
         leaves, scores, invalid = run(teacher, state, table, num_beams, len(ids), exclude)
     finally:
@@ -106,8 +105,8 @@ def beam_search(
 
 
 def _constrained(
-    teacher: Teacher,
-    state: DecoderState,
+    teacher: GenerativeTeacher,
+    state: SequenceState,
     table: PrefixTable,
     num_beams: int,
     users: int,
@@ -138,8 +137,8 @@ def _constrained(
 
 
 def _unconstrained(
-    teacher: Teacher,
-    state: DecoderState,
+    teacher: GenerativeTeacher,
+    state: SequenceState,
     table: PrefixTable,
     num_beams: int,
     users: int,
@@ -169,7 +168,7 @@ def _unconstrained(
     return nodes.gather(1, order), scores.gather(1, order), invalid
 
 
-def _log_probs(state: DecoderState, tokens: Tensor) -> Tensor:
+def _log_probs(state: SequenceState, tokens: Tensor) -> Tensor:
     """After feeding tokens int64 [users, beams]: [users, beams, vocab], never half precision."""
     logits = state.feed(tokens[..., None])[:, :, 0]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

@@ -14,12 +14,12 @@ from sidmlp.metrics import ndcg_at_k
 from sidmlp.progress import bar
 from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, train
 
-from .model import Teacher
+from .generative import GenerativeTeacher
 from .search import PrefixTable, SearchResult, beam_search
 
 
 def train_teacher(
-    teacher: Teacher,
+    teacher: GenerativeTeacher,
     split: Split,
     codes: np.ndarray,
     options: LoopOptions,
@@ -92,7 +92,7 @@ def train_teacher(
 
 
 def recommend(
-    teacher: Teacher,
+    teacher: GenerativeTeacher,
     examples: Examples,
     codes: np.ndarray,
     table: PrefixTable,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sidmlp.data import Examples, TokenSpec, TokenTable
 from sidmlp.mlp_encoder import MLPEncoder
-from sidmlp.teacher import Teacher
+from sidmlp.teacher import Distillable
+from sidmlp.teacher.distillable import check_distillable, frozen, place, taught
 from sidmlp.training.execution import Execution
 from sidmlp.training.feature_store import Make, make_in_memory, make_on_disk
 from sidmlp.training.memory import GIB, available_memory
@@ -116,9 +117,8 @@ class FeatureTable:
         return self.logits[here].float(), self.codes[here]
 
 
-@torch.no_grad()
 def compute_features(
-    teacher: Teacher,
+    teacher: Distillable,
     examples: Examples,
     item_codes: np.ndarray,
     *,
@@ -139,42 +139,50 @@ def compute_features(
     stored numbers. Raises OSError on a full disk, which loses no complete shard, and ValueError
     where memory is too small and there is no directory.
     """
+    check_distillable(teacher)
     execution = execution or Execution()
-    teacher.to(execution.device)
+    place(teacher, execution.device)
     data = TokenTable(teacher.tokens, examples, item_codes, execution.device)
-    offsets = _token_offsets(data)
+    offsets = np.concatenate([[0], np.cumsum(2 + data.lengths * teacher.tokens.num_levels)])
 
     def make(begin: int, end: int) -> dict[str, np.ndarray]:
         index = torch.arange(begin, end, device=execution.device)
         ids, mask = data.batch(index, int(data.lengths[begin:end].max()))
         with execution.autocast():
-            states = teacher.encode(ids, mask)
-            logits = teacher.decoder_logits(states, mask, data.target_codes(index)[:, None])[:, 0]
-        kept = torch.cat(teacher.level_logits(logits), dim=1)
-        return {
-            "states": states[mask].float().cpu().numpy(),
-            "logits": kept.float().cpu().numpy(),
-        }
+            states, logits = taught(teacher, ids, mask, data.target_codes(index)[:, None])
+        kept = {"states": states[mask.to(states.device)], "logits": torch.cat(logits, dim=2)[:, 0]}
+        return {name: _kept(rows, name, dtype) for name, rows in kept.items()}
 
-    training = teacher.training
-    teacher.eval()
-    arrays = _computed(
-        make,
-        {
-            "states": (int(offsets[-1]), teacher.config.dim),
-            "logits": (len(examples), sum(teacher.tokens.codes_per_level)),
-        },
-        dtype,
-        len(examples),
-        batch_size,
-        "teacher features",
-        progress,
-        execution,
-        directory,
-        fingerprint,
-    )
-    teacher.train(training)
+    with frozen(teacher):
+        arrays = _computed(
+            make,
+            {
+                "states": (int(offsets[-1]), teacher.dim),
+                "logits": (len(examples), sum(teacher.tokens.codes_per_level)),
+            },
+            dtype,
+            len(examples),
+            batch_size,
+            "teacher features",
+            progress,
+            execution,
+            directory,
+            fingerprint,
+        )
     return Features(token_offsets=offsets, codes=item_codes[examples.target_items()], **arrays)
+
+
+def _kept(values: Tensor, name: str, dtype: str) -> np.ndarray:
+    """Values in their number format; ValueError where they are not finite in it."""
+    with np.errstate(over="ignore"):
+        found = values.float().cpu().numpy().astype(DTYPES[dtype])
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"teacher: expected {name} that are finite in {found.dtype}, got NaN, infinity or "
+            f"something beyond its range; give codes that cannot be a logit of -1e4, not of "
+            f"-infinity, or keep features in float32"
+        )
+    return found
 
 
 @torch.no_grad()
@@ -220,11 +228,6 @@ def own_states(
         fingerprint,
     )
     return replace(features, states=arrays["states"])
-
-
-def _token_offsets(data: TokenTable) -> np.ndarray:
-    """Where each example's states begin, int64 [n + 1]."""
-    return np.concatenate([[0], np.cumsum(2 + data.lengths * data.spec.num_levels)])
 
 
 def _computed(
