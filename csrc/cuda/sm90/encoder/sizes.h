@@ -16,7 +16,8 @@ enum class EncodeForm : int32_t {
   kCluster2 = 2,    // as many blocks share a request's heads and feed-forward columns
   kCluster4 = 4,
   kCluster8 = 8,
-  kCluster1 = 16  // a block takes one request at a time; models that split.h does not take: as 1
+  kCluster1 = 16,  // a block takes one request at a time; models that split.h does not take: as 1
+  kLong = 32  // all blocks go through all requests together, layer by layer; models of long.h alone
 };
 
 struct EncodeFormRow {
