@@ -39,6 +39,7 @@ struct LongShared {
   alignas(1024) char normed[2][kLongBiasBytes / 2];
   char staging[kLongWarps][16 * kRowBytes];
   alignas(8) uint64_t full[kLongStages], empty[kLongStages];
+  int2 tokens[kLongWindow];           // see LongShape::requests
   int tiles_before[kLongWindow + 1];  // of the requests before this one, and the same of pairs of
   int pairs_before[kLongWindow + 1];  // tiles, the last of a request possibly a single one
   int requests;
@@ -54,6 +55,11 @@ __device__ __forceinline__ void long_barrier() {
   asm volatile("fence.proxy.async;" ::: "memory");
   cooperative_groups::this_grid().sync();
   asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+// Of a named barrier that other threads wait at.
+__device__ __forceinline__ void long_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // A reader's or the writer's place in the ring.

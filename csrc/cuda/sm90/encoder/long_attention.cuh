@@ -21,9 +21,12 @@ struct LongAttention {
   const LongBias bias;
   const int group, warp, lane;
   LongRing ring;
+  bool alternate;           // both warpgroups have queries
+  float ends[2];            // the bias beyond the reach, before and after the queries
   float most[2], total[2];  // in units of log2, of rows g and g + 8; total: of this lane's keys
   int head, first, count;   // first: row of this warpgroup's queries in the request; its tokens
   int tile, first_tile;     // of the queries, of the request
+  int tiles;                // of the request
 
   __device__ __forceinline__ uint32_t table() const {
     return ptx::shared_address(long_shared().normed);
@@ -55,8 +58,7 @@ struct LongAttention {
     float high[2] = {kMaskedScore, kMaskedScore};
     float constant = 0.0f;
     if constexpr (kKeys == LongKeys::kFar) {
-      const int limit = problem.model.bias_tokens - 1;
-      constant = __ldg(bias_of(head) + (key > first ? limit : -limit)) * kLog2E;
+      constant = key > first ? ends[1] : ends[0];
 #pragma unroll
       for (int j = 0; j < 16; ++j)
 #pragma unroll
@@ -152,6 +154,15 @@ struct LongAttention {
     ptx::wgmma_commit();
   }
 
+  // The warpgroups begin their products by turns: while the tensor cores have those of one, the
+  // other has its softmax. Together both would wait for one, then for the other.
+  __device__ __forceinline__ void await_turn() const {
+    if (alternate) ptx::named_barrier(4 + group, kLongWarps * kWarp);
+  }
+  __device__ __forceinline__ void give_turn(bool last) const {  // nobody waits for a last one's
+    if (alternate && !(last && group == 1)) long_arrive(4 + (group ^ 1), kLongWarps * kWarp);
+  }
+
   template <LongKeys kKeys>
   __device__ __forceinline__ void begin(const uint32_t (&q)[4][4], float (&s)[16][4],
                                         uint32_t (&p)[8][4]) {
@@ -169,9 +180,11 @@ struct LongAttention {
                                           uint32_t (&p)[8][4], float (&o)[8][4]) {
     float shrink[2];
     const uint32_t at = ring.await(), next = ring.await(1);
+    await_turn();
     ptx::wgmma_fence();
     begin_scores(q, next, s);
     begin_values(p, at, o);
+    give_turn(key + 2 * kLongRows >= kLongRows * tiles);
     ptx::wgmma_wait<1>();
     weigh<kKeys>(s, key, shrink);
     ptx::wgmma_wait<0>();
@@ -194,6 +207,7 @@ struct LongAttention {
       __syncwarp();
       ring.release();
     }
+    if (group == 1) give_turn(queries.blocks == 1);  // the other one begins
     float s[16][4], o[8][4];
 #pragma unroll
     for (int j = 0; j < 8; ++j)
@@ -265,9 +279,13 @@ struct LongAttention {
       head = queries.head;
       tile = queries.tile + group, first_tile = queries.first_tile;
       first = kLongRows * (tile - first_tile);
-      const int2 tokens = __ldcg(reinterpret_cast<const int2*>(workspace + shape.requests) +
-                                 segment.first + queries.request);
+      const int2 tokens = long_shared().tokens[queries.request];
+      const int limit = problem.model.bias_tokens - 1;
+      ends[0] = __ldg(bias_of(head) - limit) * kLog2E;
+      ends[1] = __ldg(bias_of(head) + limit) * kLog2E;
       count = uniform(tokens.x);
+      tiles = queries.keys;
+      alternate = queries.tiles == 2;
       attend(queries, uniform(tokens.y) >= 0);
     }
   }

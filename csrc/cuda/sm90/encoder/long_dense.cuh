@@ -275,7 +275,7 @@ struct LongDense {
     const int own = uniform(segment.request_of(shared.tiles_before, tile));
     request = segment.first + own;
     first = kLongRows * (tile - uniform(shared.tiles_before[own]));
-    const int2 tokens = __ldcg(reinterpret_cast<const int2*>(workspace + shape.requests) + request);
+    const int2 tokens = shared.tokens[own];
     const int count = uniform(tokens.x), row = first + 16 * warp + lane / 4;
     valid[0] = row < count, valid[1] = row + 8 < count;
     if (layer == 0) {

@@ -73,8 +73,9 @@ __device__ __forceinline__ void long_choose(const int2* requests, int64_t batch,
 #pragma unroll 4
   for (int begin = 0; begin < kLongWindow; begin += kWarp) {
     const int at = begin + lane;
-    const int own =
-        at < window ? (__ldcg(&requests[first + at].x) + kLongRows - 1) / kLongRows : 0;
+    const int2 tokens = at < window ? __ldcg(requests + first + at) : int2{};
+    const int own = (tokens.x + kLongRows - 1) / kLongRows;
+    shared.tokens[at] = tokens;
     int tiles_to = own, pairs_to = (own + 1) / 2;
 #pragma unroll
     for (int distance = 1; distance < kWarp; distance *= 2) {
