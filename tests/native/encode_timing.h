@@ -18,8 +18,8 @@ using cuda::sm90::EncodeForm;
 using cuda::sm90::EncodeT5Problem;
 
 constexpr EncodeForm kForms[] = {EncodeForm::kThroughput, EncodeForm::kCluster1,
-                                 EncodeForm::kCluster2, EncodeForm::kCluster4,
-                                 EncodeForm::kCluster8, EncodeForm::kLong};
+                                 EncodeForm::kCluster2,   EncodeForm::kCluster4,
+                                 EncodeForm::kCluster8,   EncodeForm::kLong};
 
 inline bool takes(const T5View& model, EncodeForm form) {
   EncodeT5Problem problem{};
@@ -103,8 +103,9 @@ inline void time_long(int only_form, int only_batch) {
       const Model model(c, 3);
       DeviceArrays device;
       const T5View view = model.view(device);
-      printf("%s %d tokens, D 256\nbatch   form 32   form  1   form  8   microseconds of a replay\n",
-             mean > 0 ? "lengths even in 1 .. 0.8 of" : "each", tokens);
+      printf(
+          "%s %d tokens, D 256\nbatch   form 32   form  1   form  8   microseconds of a replay\n",
+          mean > 0 ? "lengths even in 1 .. 0.8 of" : "each", tokens);
       for (const int batch : {32, 1, 8, 128}) {
         if (only_batch != 0 && batch != only_batch) continue;
         DeviceArrays arrays;

@@ -7,12 +7,11 @@
 namespace sidmlp::cuda::ptx {
 
 #define SIDMLP_FOUR(j) "+f"(sum[j][0]), "+f"(sum[j][1]), "+f"(sum[j][2]), "+f"(sum[j][3])
-#define SIDMLP_SIXTEEN(j) \
-  SIDMLP_FOUR(j), SIDMLP_FOUR(j + 1), SIDMLP_FOUR(j + 2), SIDMLP_FOUR(j + 3)
+#define SIDMLP_SIXTEEN(j) SIDMLP_FOUR(j), SIDMLP_FOUR(j + 1), SIDMLP_FOUR(j + 2), SIDMLP_FOUR(j + 3)
 #define SIDMLP_SUMS_128 SIDMLP_SIXTEEN(0), SIDMLP_SIXTEEN(4), SIDMLP_SIXTEEN(8), SIDMLP_SIXTEEN(12)
-#define SIDMLP_SUMS_256                                                                   \
+#define SIDMLP_SUMS_256 \
   SIDMLP_SUMS_128, SIDMLP_SIXTEEN(16), SIDMLP_SIXTEEN(20), SIDMLP_SIXTEEN(24), SIDMLP_SIXTEEN(28)
-#define SIDMLP_NAMES_64                                                        \
+#define SIDMLP_NAMES_64                                                         \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
   "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, " \
@@ -30,10 +29,10 @@ namespace sidmlp::cuda::ptx {
 template <class W, bool kAdd, int kTiles>
 __device__ __forceinline__ void wgmma_both_shared(float (&sum)[kTiles][4], uint64_t a, uint64_t b) {
   static_assert(kTiles == 16 || kTiles == 32);
-#define SIDMLP_SHARED(type, n, names, sums, a_at, b_at, k_at)                           \
+#define SIDMLP_SHARED(type, n, names, sums, a_at, b_at, k_at)                              \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type " {" names "}, " a_at \
-               ", " b_at ", " k_at ", 1, 1, 0, 0;"                                      \
-               : sums                                                                   \
+               ", " b_at ", " k_at ", 1, 1, 0, 0;"                                         \
+               : sums                                                                      \
                : "l"(a), "l"(b), "n"(kAdd ? 1 : 0))
   if constexpr (kTiles == 16) {
     if constexpr (std::is_same_v<W, __nv_bfloat16>) {
@@ -59,10 +58,10 @@ __device__ __forceinline__ void wgmma_add(float (&sum)[kTiles][4], const uint32_
   if constexpr (kTiles == 16) {
     wgmma_registers<W, true>(sum, a[0], a[1], a[2], a[3], b);
   } else {
-#define SIDMLP_REGISTERS(type)                                                                     \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." type " {" SIDMLP_NAMES_128           \
-               "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"                                    \
-               : SIDMLP_SUMS_256                                                                   \
+#define SIDMLP_REGISTERS(type)                                                           \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." type " {" SIDMLP_NAMES_128 \
+               "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"                          \
+               : SIDMLP_SUMS_256                                                         \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
     if constexpr (std::is_same_v<W, __nv_bfloat16>) {
       SIDMLP_REGISTERS("bf16.bf16");

@@ -164,8 +164,8 @@ namespace {
 // One block a multiprocessor, all there at once: they wait for each other.
 cudaError_t launch_long(const EncodeT5Problem& problem, void* workspace, cudaStream_t stream) {
   const T5View& m = problem.model;
-  const void* kernel = m.dtype == DType::kBFloat16 ? long_bf16(m.dim, m.activation)
-                                                   : long_fp16(m.dim, m.activation);
+  const void* kernel =
+      m.dtype == DType::kBFloat16 ? long_bf16(m.dim, m.activation) : long_fp16(m.dim, m.activation);
   const int blocks = multiprocessors(), shared_bytes = long_shared_bytes();
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);

@@ -7,11 +7,12 @@
 //   dense      a block takes two tiles at a time, a warpgroup each: output product of the last
 //              attention and feed-forward into the fp32 residual, which is an accumulator in
 //              registers and is in the workspace between phases; then queries, keys and values
-//   attention  a block takes two tiles of queries of one head: softmax over all keys of the request,
+//   attention  a block takes two tiles of queries of one head: softmax over all keys of the
+//   request,
 //              128 at a time, corrected block by block
 //
 // A warp of its own copies what products read (weights, keys, values, mixed values) in bulk into a
-// ring of 32 KB stages. Which block computes a tile changes no bit of it.
+// ring of 16 KB stages. Which block computes a tile changes no bit of it.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -25,12 +26,12 @@
 
 namespace sidmlp::cuda::sm90 {
 
-constexpr int kLongStages = 4;
-constexpr int kLongStageBytes = 4 * kLongBlock;
-constexpr int kLongWarps = 8;            // that compute
-constexpr int kLongWindow = 512;         // requests among which the next ones are chosen
-constexpr int kLongBiasBytes = 64 << 10;  // of the position bias in shared memory
-constexpr int kLongKeys = 128;           // keys between two corrections of a softmax
+constexpr int kLongStages = 8;
+constexpr int kLongStageBytes = 2 * kLongBlock;  // of a piece, two blocks
+constexpr int kLongWarps = 8;                    // that compute
+constexpr int kLongWindow = 512;                 // requests among which the next ones are chosen
+constexpr int kLongBiasBytes = 64 << 10;         // of the position bias in shared memory
+constexpr int kLongKeys = 128;                   // keys between two corrections of a softmax
 
 struct LongShared {
   char stages[kLongStages][kLongStageBytes];
@@ -79,8 +80,7 @@ struct LongRing {
     if (++stage == kLongStages) stage = 0, parity ^= 1;
   }
   __device__ __forceinline__ void release() {
-    if (lane_index() == 0)
-      ptx::barrier_arrive(ptx::shared_address(&long_shared().empty[stage]), 1);
+    if (lane_index() == 0) ptx::barrier_arrive(ptx::shared_address(&long_shared().empty[stage]), 1);
     step();
   }
   // Pieces that this warp has no use for.
@@ -95,26 +95,18 @@ struct LongRing {
 // Sizes of a model in blocks and pieces; kDim: D.
 template <int kDim>
 struct LongSizes {
-  static constexpr int kWide = kDim / 64;          // blocks along D
-  static constexpr int kInPieces = kDim / 128;     // of 128 columns: [128 x 128] each
-  static constexpr int kOutBlocks = 256 / kDim;    // k blocks of a piece [D x 64 kOutBlocks]
-  static constexpr int kOutPieces = 2 / kOutBlocks;  // of 128 k
+  static constexpr int kWide = kDim / 64;     // blocks along D, and pieces of 128 columns [128, D]
+  static constexpr int kHalves = kDim / 128;  // pieces of 64 k [D, 64]
 
   int heads, chunks, layers;  // chunks: of 128 feed-forward columns
 
   __device__ __forceinline__ explicit LongSizes(const T5View& m)
       : heads(m.num_heads), chunks(m.ffn_dim / 128), layers(m.num_layers) {}
 
-  __device__ __forceinline__ int column_pairs() const { return (3 * heads + 1) / 2; }
   // Of the dense phase before layer `layer`.
   __device__ __forceinline__ int dense_pieces(int layer) const {
-    int pieces = 0;
-    if (layer > 0) {
-      const int whole = heads / 2;
-      pieces = whole * (1 + kOutPieces) + heads % 2 * 2 + chunks * (kInPieces + kOutPieces);
-    }
-    if (layer < layers) pieces += column_pairs() * kInPieces;
-    return pieces;
+    const int before = heads * (1 + kHalves) + chunks * (kWide + 2 * kHalves);
+    return (layer > 0 ? before : 0) + (layer < layers ? (3 * heads + 1) / 2 * kWide : 0);
   }
 };
 

@@ -6,7 +6,7 @@
 
 namespace sidmlp::cuda::sm90 {
 
-constexpr int kLongRows = 64;        // of a tile: a warpgroup's
+constexpr int kLongRows = 64;  // of a tile: a warpgroup's
 constexpr int kLongHead = 64;
 constexpr int kLongMostHeads = 16;
 constexpr int kLongThreads = 384;    // two warpgroups that compute, one that copies

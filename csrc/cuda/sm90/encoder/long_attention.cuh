@@ -39,7 +39,9 @@ struct LongAttention {
            static_cast<int64_t>(of) * (2 * problem.model.bias_tokens - 1) +
            problem.model.bias_tokens - 1;
   }
+  // The bias -> shared memory, where both warpgroups are done with their normed rows.
   __device__ __forceinline__ void load_table() const {
+    ptx::named_barrier(3, kLongWarps * kWarp);
     if (bias.span == 0) return;
     const int width = 2 * bias.span + 1, limit = problem.model.bias_tokens - 1;
     auto* to = reinterpret_cast<float*>(long_shared().normed);
@@ -70,8 +72,7 @@ struct LongAttention {
           reinterpret_cast<const int*>(workspace + shape.position) + kLongRows * first_tile;
       const float* from[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
-        from[r] = bias_of(head) - __ldcg(position + first + row + 8 * r);
+      for (int r = 0; r < 2; ++r) from[r] = bias_of(head) - __ldcg(position + first + row + 8 * r);
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
         const int at = key + 8 * j + 2 * t;
@@ -145,7 +146,7 @@ struct LongAttention {
   }
   __device__ __forceinline__ void begin_values(const uint32_t (&p)[8][4], uint32_t at,
                                                float (&o)[8][4]) const {
-    const uint64_t values = ptx::swizzled_descriptor(here(at + 2 * kLongBlock));
+    const uint64_t values = ptx::swizzled_descriptor(here(at));
     constexpr uint64_t kStep = 16 * kRowBytes / 16;
 #pragma unroll
     for (int k = 0; k < 8; ++k)
@@ -171,6 +172,7 @@ struct LongAttention {
     ptx::wgmma_fence();
     begin_scores(q, at, s);
     ptx::wgmma_wait<0>();
+    ring.release();
     weigh<kKeys>(s, 0, shrink);
     to_operand<W>(s, p, [](float v, int) { return v; });
   }
@@ -179,13 +181,14 @@ struct LongAttention {
   __device__ __forceinline__ void advance(const uint32_t (&q)[4][4], int key, float (&s)[16][4],
                                           uint32_t (&p)[8][4], float (&o)[8][4]) {
     float shrink[2];
-    const uint32_t at = ring.await(), next = ring.await(1);
+    const uint32_t keys = ring.await(), values = ring.await(1);
     await_turn();
     ptx::wgmma_fence();
-    begin_scores(q, next, s);
-    begin_values(p, at, o);
+    begin_scores(q, keys, s);
+    begin_values(p, values, o);
     give_turn(key + 2 * kLongRows >= kLongRows * tiles);
     ptx::wgmma_wait<1>();
+    ring.release();
     weigh<kKeys>(s, key, shrink);
     ptx::wgmma_wait<0>();
     ring.release();
@@ -199,8 +202,8 @@ struct LongAttention {
   __device__ __forceinline__ void attend(const LongQueries& queries, bool follows) {
     uint32_t q[4][4], p[8][4];
     {
-      const uint32_t at = ring.await() + group * kLongBlock +
-                          (16 * warp + lane % 8 + lane / 8 % 2 * 8) * kRowBytes;
+      const uint32_t at =
+          ring.await() + group * kLongBlock + (16 * warp + lane % 8 + lane / 8 % 2 * 8) * kRowBytes;
 #pragma unroll
       for (int k = 0; k < 4; ++k)
         ptx::load_matrices(q[k], at + ((2 * k + lane / 16) ^ (lane & 7)) * 16);
@@ -267,13 +270,11 @@ struct LongAttention {
 
   __device__ __forceinline__ void run(const LongSegment& segment) {
     const int heads = problem.model.num_heads;
-    load_table();
-    ptx::named_barrier(3, kLongWarps * kWarp);
     for (int item = static_cast<int>(blockIdx.x); item < segment.pairs * heads;
          item += static_cast<int>(gridDim.x)) {
       const LongQueries queries(segment, heads, item);
       if (group >= queries.tiles) {
-        ring.pass(1 + queries.blocks);
+        ring.pass(1 + 2 * queries.blocks);
         continue;
       }
       head = queries.head;

@@ -8,7 +8,7 @@ namespace sidmlp::cuda::sm90 {
 template <class W, int kDim, bool kRelu>
 struct LongDense {
   using Sizes = LongSizes<kDim>;
-  static constexpr int kTiles = kDim / 8;  // of the accumulator of a row
+  static constexpr int kHalves = Sizes::kHalves;  // of the accumulator: 128 columns each
 
   const EncodeT5Problem& problem;
   const LongShape& shape;
@@ -18,8 +18,10 @@ struct LongDense {
   int64_t request;  // of the batch
   int tile, first;  // of the workspace; its first row, of the request's
   bool valid[2];    // whether rows g and g + 8 of this warp have a token
-  float x[kTiles][4];
+  float x[kHalves][16][4];
 
+  __device__ __forceinline__ float& at(int j, int e) { return x[j / 16][j % 16][e]; }
+  __device__ __forceinline__ float at(int j, int e) const { return x[j / 16][j % 16][e]; }
   __device__ __forceinline__ uint32_t normed() const {
     return ptx::shared_address(long_shared().normed) + group * (kLongBiasBytes / 2);
   }
@@ -31,7 +33,7 @@ struct LongDense {
   }
   __device__ __forceinline__ float4* residual() const {  // of this lane
     return reinterpret_cast<float4*>(workspace + shape.x) +
-           (static_cast<int64_t>(4 * tile + warp) * kTiles) * kWarp + lane;
+           (static_cast<int64_t>(4 * tile + warp) * (kDim / 8)) * kWarp + lane;
   }
 
   // ---- the residual ----
@@ -79,26 +81,26 @@ struct LongDense {
       }
       const float none = valid[r] ? __int_as_float(0x7fc00000) : 0.0f;  // an unknown id: NaN
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
+      for (int j = 0; j < (kDim / 8); ++j) {
         float2 two{none, none};
         if (embedding != nullptr)
           two = widen_two<W>(
               __ldg(reinterpret_cast<const uint32_t*>(embedding + 8 * j + lane % 4 * 2)));
-        x[j][2 * r] = two.x, x[j][2 * r + 1] = two.y;
+        at(j, 2 * r) = two.x, at(j, 2 * r + 1) = two.y;
       }
     }
   }
   __device__ __forceinline__ void load() {
 #pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
+    for (int j = 0; j < (kDim / 8); ++j) {
       const float4 v = __ldcg(residual() + j * kWarp);
-      x[j][0] = v.x, x[j][1] = v.y, x[j][2] = v.z, x[j][3] = v.w;
+      at(j, 0) = v.x, at(j, 1) = v.y, at(j, 2) = v.z, at(j, 3) = v.w;
     }
   }
   __device__ __forceinline__ void store() const {
 #pragma unroll
-    for (int j = 0; j < kTiles; ++j)
-      __stcg(residual() + j * kWarp, float4{x[j][0], x[j][1], x[j][2], x[j][3]});
+    for (int j = 0; j < (kDim / 8); ++j)
+      __stcg(residual() + j * kWarp, float4{at(j, 0), at(j, 1), at(j, 2), at(j, 3)});
   }
 
   __device__ __forceinline__ void norm_scale(float (&scale)[2]) const {
@@ -106,8 +108,8 @@ struct LongDense {
     for (int r = 0; r < 2; ++r) {
       float sum = 0.0f;
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j)
-        sum = fmaf(x[j][2 * r], x[j][2 * r], fmaf(x[j][2 * r + 1], x[j][2 * r + 1], sum));
+      for (int j = 0; j < (kDim / 8); ++j)
+        sum = fmaf(at(j, 2 * r), at(j, 2 * r), fmaf(at(j, 2 * r + 1), at(j, 2 * r + 1), sum));
       sum += __shfl_xor_sync(kAllLanes, sum, 1);
       sum += __shfl_xor_sync(kAllLanes, sum, 2);
       scale[r] = rsqrtf(sum * (1.0f / kDim) + problem.model.layer_norm_eps);
@@ -121,16 +123,15 @@ struct LongDense {
     const uint32_t to = normed() + (16 * warp + row) * kRowBytes;
     ptx::named_barrier(1 + group, 128);  // the other warps' products have read the last rows
 #pragma unroll
-    for (int j = 0; j < kTiles; j += 2) {
+    for (int j = 0; j < (kDim / 8); j += 2) {
       uint32_t word[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 w =
-            __ldg(reinterpret_cast<const float2*>(gain + 8 * (j + i) + lane % 4 * 2));
+        const float2 w = __ldg(reinterpret_cast<const float2*>(gain + 8 * (j + i) + lane % 4 * 2));
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          const float low = x[j + i][2 * r] * scale[r] * w.x;
-          const float high = x[j + i][2 * r + 1] * scale[r] * w.y;
+          const float low = at(j + i, 2 * r) * scale[r] * w.x;
+          const float high = at(j + i, 2 * r + 1) * scale[r] * w.y;
           word[2 * i + r] = valid[r] ? narrow_two<W>(low, high) : 0;
         }
       }
@@ -142,59 +143,54 @@ struct LongDense {
   }
 
   // ---- products ----
+  //
+  // A piece is released when the next one's product has begun and its own is done.
 
-  // x += 64 columns of rows at `a` times a block column of a weight matrix [D, ..] at `b`.
-  __device__ __forceinline__ void add_block(uint32_t a, uint32_t b) {
-    const uint64_t rows = ptx::swizzled_descriptor(here(a));
-    const uint64_t columns = ptx::swizzled_descriptor(here(b));
-#pragma unroll
-    for (int k = 0; k < 4; ++k) ptx::wgmma_both_shared<W, true>(x, rows + 2 * k, columns + 2 * k);
-  }
-  // The mixed values of two heads, or of a last one: their part of the output product.
-  template <bool kBoth>
-  __device__ __forceinline__ void add_heads() {
-    const uint32_t mixed = ring.await() + group * (kBoth ? 2 : 1) * kLongBlock;
-    const uint32_t one = ring.await(1);
-    const uint32_t two = !kBoth                   ? 0
-                         : Sizes::kOutPieces == 2 ? ring.await(2)
-                                                  : one + kLongStageBytes / 2;
-    ptx::wgmma_fence();
-    add_block(mixed, one);
-    if constexpr (kBoth) add_block(mixed + kLongBlock, two);
-    ptx::wgmma_commit();
-    ptx::wgmma_wait<0>();
-    for (int i = 0; i < (kBoth ? 1 + Sizes::kOutPieces : 2); ++i) ring.release();
-  }
+  __device__ __forceinline__ static uint64_t step(int k) { return 2 * k; }  // of 16 along k
+
+  // x += mixed values times the output matrix.
   __device__ __forceinline__ void attention_out(int heads) {
 #pragma unroll 1
-    for (int head = 0; head + 1 < heads; head += 2) add_heads<true>();
-    if (heads % 2 == 1) add_heads<false>();
+    for (int head = 0; head < heads; ++head) {
+      const uint64_t rows = ptx::swizzled_descriptor(here(ring.await() + group * kLongBlock));
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        const uint64_t columns = ptx::swizzled_descriptor(here(ring.await(1 + half)));
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          ptx::wgmma_both_shared<W, true>(x[half], rows + step(k), columns + step(k));
+        ptx::wgmma_commit();
+      }
+      ptx::wgmma_wait<0>();
+#pragma unroll
+      for (int i = 0; i < 1 + kHalves; ++i) ring.release();
+    }
   }
   // 128 columns of the normed rows' product with a weight matrix [.., D].
   __device__ __forceinline__ void in_product(float (&sum)[16][4]) {
     const uint64_t rows = ptx::swizzled_descriptor(here(normed()));
-    uint32_t piece[Sizes::kInPieces];
 #pragma unroll
-    for (int q = 0; q < Sizes::kInPieces; ++q) piece[q] = ring.await(q);
-    ptx::wgmma_fence();
+    for (int q = 0; q < Sizes::kWide; ++q) {
+      const uint64_t columns = ptx::swizzled_descriptor(here(ring.await(q > 0)));
+      ptx::wgmma_fence();
 #pragma unroll
-    for (int q = 0; q < Sizes::kInPieces; ++q) {
-      const uint64_t columns = ptx::swizzled_descriptor(here(piece[q]));
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        const uint64_t a = rows + ((2 * q + k / 4) * kLongBlock + k % 4 * 32) / 16;
-        const uint64_t b = columns + (k / 4 * 2 * kLongBlock + k % 4 * 32) / 16;
+      for (int k = 0; k < 4; ++k) {
+        const uint64_t a = rows + q * (kLongBlock / 16) + step(k);
         if (q == 0 && k == 0) {
-          ptx::wgmma_both_shared<W, false>(sum, a, b);
+          ptx::wgmma_both_shared<W, false>(sum, a, columns);
         } else {
-          ptx::wgmma_both_shared<W, true>(sum, a, b);
+          ptx::wgmma_both_shared<W, true>(sum, a, columns + step(k));
         }
       }
+      ptx::wgmma_commit();
+      if (q > 0) {
+        ptx::wgmma_wait<1>();
+        ring.release();
+      }
     }
-    ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
-#pragma unroll
-    for (int q = 0; q < Sizes::kInPieces; ++q) ring.release();
+    ring.release();
   }
   __device__ __forceinline__ void feed_forward(int chunks) {
     const auto act = [](float v, int) {
@@ -208,23 +204,21 @@ struct LongDense {
         in_product(sum);
         to_operand<W>(sum, hidden, act);
       }
-      uint32_t piece[Sizes::kOutPieces];
 #pragma unroll
-      for (int q = 0; q < Sizes::kOutPieces; ++q) piece[q] = ring.await(q);
-      ptx::wgmma_fence();
+      for (int q = 0; q < 2 * kHalves; ++q) {  // 64 k, all halves, then the other 64 k
+        const uint64_t columns = ptx::swizzled_descriptor(here(ring.await(q > 0)));
+        ptx::wgmma_fence();
 #pragma unroll
-      for (int q = 0; q < Sizes::kOutPieces; ++q) {
-        const uint64_t columns = ptx::swizzled_descriptor(here(piece[q]));
-#pragma unroll
-        for (int k = 0; k < 4 * Sizes::kOutBlocks; ++k)
-          ptx::wgmma_add<W>(
-              x, hidden[4 * Sizes::kOutBlocks * q + k],
-              columns + (k / 4 * Sizes::kWide * kLongBlock + k % 4 * 32) / 16);
+        for (int k = 0; k < 4; ++k)
+          ptx::wgmma_add<W>(x[q % kHalves], hidden[4 * (q / kHalves) + k], columns + step(k));
+        ptx::wgmma_commit();
+        if (q > 0) {
+          ptx::wgmma_wait<1>();
+          ring.release();
+        }
       }
-      ptx::wgmma_commit();
       ptx::wgmma_wait<0>();
-#pragma unroll
-      for (int q = 0; q < Sizes::kOutPieces; ++q) ring.release();
+      ring.release();
     }
   }
 
@@ -258,11 +252,11 @@ struct LongDense {
       W* to = static_cast<W*>(problem.states) +
               (request * problem.tokens.tokens + position) * kDim + lane % 4 * 2;
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
+      for (int j = 0; j < (kDim / 8); ++j) {
         const float2 w =
             __ldg(reinterpret_cast<const float2*>(model.final_gain + 8 * j + lane % 4 * 2));
         *reinterpret_cast<uint32_t*>(to + 8 * j) =
-            narrow_two<W>(x[j][2 * r] * scale[r] * w.x, x[j][2 * r + 1] * scale[r] * w.y);
+            narrow_two<W>(at(j, 2 * r) * scale[r] * w.x, at(j, 2 * r + 1) * scale[r] * w.y);
       }
     }
   }

@@ -124,32 +124,30 @@ struct LongCopies {
       const uint32_t barrier = ptx::shared_address(&shared.full[ring.stage]);
       const uint32_t to = ptx::shared_address(shared.stages[ring.stage]);
       ptx::barrier_expect(barrier, count * kLongBlock);
-#pragma unroll 1
-      for (int i = 0; i < count; ++i)
-        ptx::bulk_copy(to + i * kLongBlock, from(i), kLongBlock, barrier);
+      ptx::bulk_copy(to, from(0), kLongBlock, barrier);
+      if (count == 2) ptx::bulk_copy(to + kLongBlock, from(1), kLongBlock, barrier);
     }
     __syncwarp();
     ring.step();
   }
-  // Of layer `layer`'s tiles.
-  __device__ __forceinline__ const char* weights(int layer, int64_t block) const {
-    const int64_t all = static_cast<int64_t>(Sizes::kWide) * 4 * (sizes.heads + sizes.chunks);
-    return static_cast<const char*>(problem.model.tiles) + (layer * all + block) * kLongBlock;
+  // A block of the weights of a layer.
+  __device__ __forceinline__ const char* weights(int layer, int block) const {
+    const int all = Sizes::kWide * 4 * (sizes.heads + sizes.chunks);
+    return static_cast<const char*>(problem.model.tiles) +
+           static_cast<int64_t>(layer * all + block) * kLongBlock;
   }
-  // 128 columns of a matrix [64 * columns, D] that begins with block `from`, the last possibly twice.
+  // 128 columns of a matrix [64 * columns, D] that begins with block `from`, the last ones possibly
+  // twice.
   __device__ __forceinline__ void copy_in(int layer, int from, int column, int columns) {
-    for (int q = 0; q < Sizes::kInPieces; ++q)
-      copy(4, [&](int i) {
-        const int n = min(column + i % 2, columns - 1);
-        return weights(layer, from + n * Sizes::kWide + 2 * q + i / 2);
+    for (int k = 0; k < Sizes::kWide; ++k)
+      copy(2, [&](int i) {
+        return weights(layer, from + min(column + i, columns - 1) * Sizes::kWide + k);
       });
   }
-  // `blocks` block columns, at most kOutBlocks, of a matrix [D, 64 * columns].
-  __device__ __forceinline__ void copy_out(int layer, int from, int column, int columns,
-                                           int blocks) {
-    copy(blocks * Sizes::kWide, [&](int i) {
-      return weights(layer, from + i % Sizes::kWide * columns + column + i / Sizes::kWide);
-    });
+  // A block column of a matrix [D, 64 * columns].
+  __device__ __forceinline__ void copy_out(int layer, int from, int column, int columns) {
+    for (int half = 0; half < Sizes::kHalves; ++half)
+      copy(2, [&](int i) { return weights(layer, from + (2 * half + i) * columns + column); });
   }
 
   __device__ __forceinline__ void dense(const LongSegment& segment, int layer) {
@@ -158,22 +156,17 @@ struct LongCopies {
          item += static_cast<int>(gridDim.x)) {
       if (layer > 0) {
         const int tiles = min(2, segment.tiles - 2 * item);
-        for (int head = 0; head < heads; head += 2) {
-          const int own = min(2, heads - head);
-          copy(own * tiles, [&](int i) {
-            const int64_t block =
-                static_cast<int64_t>(2 * item + i / own) * heads + head + i % own;
-            return workspace + shape.mixed + block * kLongBlock;
+        for (int head = 0; head < heads; ++head) {
+          copy(tiles, [&](int i) {
+            return workspace + shape.mixed +
+                   (static_cast<int64_t>(2 * item + i) * heads + head) * kLongBlock;
           });
-          for (int k = 0; k < own; k += Sizes::kOutBlocks)
-            copy_out(layer - 1, 3 * heads * Sizes::kWide, head + k, heads,
-                     min(Sizes::kOutBlocks, own - k));
+          copy_out(layer - 1, 3 * heads * Sizes::kWide, head, heads);
         }
         for (int chunk = 0; chunk < chunks; ++chunk) {
           copy_in(layer - 1, 4 * heads * Sizes::kWide, 2 * chunk, 2 * chunks);
-          for (int k = 0; k < 2; k += Sizes::kOutBlocks)
-            copy_out(layer - 1, (4 * heads + 2 * chunks) * Sizes::kWide, 2 * chunk + k, 2 * chunks,
-                     Sizes::kOutBlocks);
+          for (int k = 0; k < 2; ++k)
+            copy_out(layer - 1, (4 * heads + 2 * chunks) * Sizes::kWide, 2 * chunk + k, 2 * chunks);
         }
       }
       if (layer < sizes.layers)
@@ -190,12 +183,19 @@ struct LongCopies {
                (static_cast<int64_t>(tile) * 3 * heads + part * heads + queries.head) * kLongBlock;
       };
       copy(queries.tiles, [&](int i) { return block(queries.tile + i, 0); });
-      for (int key = 0; key < queries.keys; key += 2)
-        copy(4, [&](int i) {
+      // In the order of use: the keys of the next before the values of those before.
+      const auto copy_part = [&](int key, int part) {
+        copy(2, [&](int i) {
           // A last tile without a partner: keys that weigh nothing, of finite values.
-          return key + i % 2 < queries.keys ? block(queries.first_tile + key + i % 2, 1 + i / 2)
-                                            : workspace + shape.zeros;
+          return key + i < queries.keys ? block(queries.first_tile + key + i, part)
+                                        : workspace + shape.zeros;
         });
+      };
+      copy_part(0, 1);
+      for (int key = 0; key < queries.keys; key += 2) {
+        if (key + 2 < queries.keys) copy_part(key + 2, 1);
+        copy_part(key, 2);
+      }
     }
   }
 };
@@ -261,19 +261,18 @@ __global__ void __launch_bounds__(kLongThreads, 1)
       const LongSegment segment = long_chosen(first);
       for (int layer = 0; layer <= model.num_layers; ++layer) {
         {
-          LongDense<W, kDim, kRelu> dense{problem,  shape,         workspace, warp / 4,
+          LongDense<W, kDim, kRelu> dense{problem,  shape,        workspace, warp / 4,
                                           warp % 4, lane_index(), ring};
           dense.run(segment, layer);
           ring = dense.ring;
         }
         if (layer == model.num_layers) break;
+        LongAttention<W> attention{problem,  shape,    workspace,    bias,
+                                   warp / 4, warp % 4, lane_index(), ring};
+        attention.load_table();
         long_barrier();
-        {
-          LongAttention<W> attention{problem,  shape,         workspace, bias, warp / 4,
-                                     warp % 4, lane_index(), ring};
-          attention.run(segment);
-          ring = attention.ring;
-        }
+        attention.run(segment);
+        ring = attention.ring;
         long_barrier();
       }
       first += segment.requests;
