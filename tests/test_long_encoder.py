@@ -123,6 +123,28 @@ def test_replays_of_a_graph_read_the_tokens_of_their_time(
 
 
 @on_cuda
+def test_launches_of_two_streams(backend: str, device: torch.device) -> None:
+    """Each wants the whole chip, and its blocks wait for each other: neither may hold the other up
+    for ever, and they share no workspace."""
+    spec = LONG["three heads"]
+    ids, mask = (t.to(device) for t in long_requests(spec))
+    plan = fused_plan(spec, backend, device, torch.bfloat16, "long", TOKENS)
+    orders = [torch.roll(torch.arange(len(ids), device=device), turn) for turn in (0, 3)]
+    batches = [(ids[order].contiguous(), mask[order].contiguous()) for order in orders]
+    wanted = plan(ids, mask)
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in orders]
+    found: list[list[Tensor]] = [[], []]
+    for _ in range(20):
+        for stream, batch, states in zip(streams, batches, found, strict=True):
+            with torch.cuda.stream(stream):
+                states.append(plan(*batch))
+    torch.cuda.synchronize()
+    for order, states in zip(orders, found, strict=True):
+        assert all(torch.equal(got, wanted[order]) for got in states)
+
+
+@on_cuda
 @pytest.mark.parametrize(
     "change",
     [{"dim": 192}, {"head_dim": 32}, {"ffn_dim": 192}, {"feed_forward": "gated-gelu"}],

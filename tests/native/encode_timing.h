@@ -118,7 +118,7 @@ inline void time_long(int only_form, int only_batch) {
         for (const EncodeForm form :
              {EncodeForm::kLong, EncodeForm::kThroughput, EncodeForm::kCluster8}) {
           if ((only_form != 0 && static_cast<int>(form) != only_form) ||
-              (form != EncodeForm::kLong && batch > 8)) {
+              (form != EncodeForm::kLong && batch > 8 && tokens > 250)) {
             printf("         -");
             continue;
           }

@@ -58,11 +58,6 @@ __device__ __forceinline__ void long_barrier() {
   asm volatile("fence.proxy.async;" ::: "memory");
 }
 
-// Of a named barrier that other threads wait at.
-__device__ __forceinline__ void long_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // A reader's or the writer's place in the ring.
 struct LongRing {
   int stage, parity;

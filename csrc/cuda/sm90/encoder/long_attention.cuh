@@ -21,12 +21,10 @@ struct LongAttention {
   const LongBias bias;
   const int group, warp, lane;
   LongRing ring;
-  bool alternate;           // both warpgroups have queries
   float ends[2];            // the bias beyond the reach, before and after the queries
   float most[2], total[2];  // in units of log2, of rows g and g + 8; total: of this lane's keys
   int head, first, count;   // first: row of this warpgroup's queries in the request; its tokens
   int tile, first_tile;     // of the queries, of the request
-  int tiles;                // of the request
 
   __device__ __forceinline__ uint32_t table() const {
     return ptx::shared_address(long_shared().normed);
@@ -155,15 +153,6 @@ struct LongAttention {
     ptx::wgmma_commit();
   }
 
-  // The warpgroups begin their products by turns: while the tensor cores have those of one, the
-  // other has its softmax. Together both would wait for one, then for the other.
-  __device__ __forceinline__ void await_turn() const {
-    if (alternate) ptx::named_barrier(4 + group, kLongWarps * kWarp);
-  }
-  __device__ __forceinline__ void give_turn(bool last) const {  // nobody waits for a last one's
-    if (alternate && !(last && group == 1)) long_arrive(4 + (group ^ 1), kLongWarps * kWarp);
-  }
-
   template <LongKeys kKeys>
   __device__ __forceinline__ void begin(const uint32_t (&q)[4][4], float (&s)[16][4],
                                         uint32_t (&p)[8][4]) {
@@ -182,11 +171,9 @@ struct LongAttention {
                                           uint32_t (&p)[8][4], float (&o)[8][4]) {
     float shrink[2];
     const uint32_t keys = ring.await(), values = ring.await(1);
-    await_turn();
     ptx::wgmma_fence();
     begin_scores(q, keys, s);
     begin_values(p, values, o);
-    give_turn(key + 2 * kLongRows >= kLongRows * tiles);
     ptx::wgmma_wait<1>();
     ring.release();
     weigh<kKeys>(s, key, shrink);
@@ -210,7 +197,6 @@ struct LongAttention {
       __syncwarp();
       ring.release();
     }
-    if (group == 1) give_turn(queries.blocks == 1);  // the other one begins
     float s[16][4], o[8][4];
 #pragma unroll
     for (int j = 0; j < 8; ++j)
@@ -285,8 +271,6 @@ struct LongAttention {
       ends[0] = __ldg(bias_of(head) - limit) * kLog2E;
       ends[1] = __ldg(bias_of(head) + limit) * kLog2E;
       count = uniform(tokens.x);
-      tiles = queries.keys;
-      alternate = queries.tiles == 2;
       attend(queries, uniform(tokens.y) >= 0);
     }
   }
