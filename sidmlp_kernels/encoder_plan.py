@@ -6,7 +6,8 @@
     "cluster1", "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request;
                     of SID-MLP++'s encoder at most one for each role
     "long"          the operator, all blocks through all requests together, layer by layer: T5 of
-                    the widths in `long_why_not`; "auto" takes it for requests of over 192 tokens
+                    the widths in `long_why_not`; "auto" takes it for batches of over 128 columns,
+                    but for models that were packed for short requests (`pack_encoder`)
     "torch"         PyTorch
 
 A form that names the operator raises where the backend has none. States have the same bits in every

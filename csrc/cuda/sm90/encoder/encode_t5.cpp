@@ -91,7 +91,7 @@ EncodeShape best_fit(const EncodeT5Problem& problem, int cluster) {
 
 // Whether a batch whose form is open takes the one for long requests.
 bool is_long(const EncodeT5Problem& problem) {
-  return long_why_not(problem.model) == nullptr && problem.model.bias_tokens > kLongTokens &&
+  return long_why_not(problem.model) == nullptr && !takes_wide(problem.model) &&
          problem.tokens.tokens > kLongTokens;
 }
 EncodeKernels kernels_of(const T5View& m) {
