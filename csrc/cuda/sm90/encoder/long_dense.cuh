@@ -159,7 +159,7 @@ struct LongDense {
         ptx::wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-          ptx::wgmma_both_shared<W, true>(x[half], rows + step(k), columns + step(k));
+          ptx::wgmma_shared<W, true>(x[half], rows + step(k), columns + step(k));
         ptx::wgmma_commit();
       }
       ptx::wgmma_wait<0>();
@@ -178,9 +178,9 @@ struct LongDense {
       for (int k = 0; k < 4; ++k) {
         const uint64_t a = rows + q * (kLongBlock / 16) + step(k);
         if (q == 0 && k == 0) {
-          ptx::wgmma_both_shared<W, false>(sum, a, columns);
+          ptx::wgmma_shared<W, false>(sum, a, columns);
         } else {
-          ptx::wgmma_both_shared<W, true>(sum, a, columns + step(k));
+          ptx::wgmma_shared<W, true>(sum, a, columns + step(k));
         }
       }
       ptx::wgmma_commit();
@@ -209,8 +209,10 @@ struct LongDense {
         const uint64_t columns = ptx::swizzled_descriptor(here(ring.await(q > 0)));
         ptx::wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
-          ptx::wgmma_add<W>(x[q % kHalves], hidden[4 * (q / kHalves) + k], columns + step(k));
+        for (int k = 0; k < 4; ++k) {
+          const uint32_t (&a)[4] = hidden[4 * (q / kHalves) + k];
+          ptx::wgmma_registers<W, true>(x[q % kHalves], a[0], a[1], a[2], a[3], columns + step(k));
+        }
         ptx::wgmma_commit();
         if (q > 0) {
           ptx::wgmma_wait<1>();
