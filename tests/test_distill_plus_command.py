@@ -187,5 +187,7 @@ def test_mistakes(base, plus, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(plus, broken)
     (broken / "encoder.pt").unlink()
-    text = fails(capsys, "export", "--run", broken)
-    assert "encoder.pt is missing or damaged" in text
+    assert "encoder.pt is missing or damaged" in fails(capsys, "export", "--run", broken)
+    record = json.loads((broken / "distill.json").read_text())
+    (broken / "distill.json").write_text(json.dumps({**record, "encoder": "gru"}))
+    assert "expected the encoder mlp or none, got 'gru'" in fails(capsys, "export", "--run", broken)

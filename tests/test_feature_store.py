@@ -6,7 +6,11 @@ import errno
 import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +79,27 @@ def test_a_kill_costs_at_most_a_shard(tmp_path, until):
         "logits.npy",
         "states.npy",
     ]
+
+
+def test_a_process_that_is_really_killed(tmp_path):
+    script = """
+import os, pathlib, signal, sys
+import test_feature_store as t
+def stop(begin, end):
+    if end > 70:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return model(begin, end)
+model = t.Model()
+t.stored(pathlib.Path(sys.argv[1]), stop)
+"""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert done.returncode == -signal.SIGKILL
+    again = Model()
+    check(stored(tmp_path, again))
+    assert again.asked[0][0] == 64
 
 
 @pytest.mark.parametrize("change", [{"fingerprint": "b"}, {"precision": "bf16"}, {"batch": 4}])

@@ -172,13 +172,13 @@ def compute_features(
     return Features(token_offsets=offsets, codes=item_codes[examples.target_items()], **arrays)
 
 
-def _kept(values: Tensor, name: str, dtype: str) -> np.ndarray:
+def _kept(values: Tensor, name: str, dtype: str, who: str = "teacher") -> np.ndarray:
     """Values in their number format; ValueError where they are not finite in it."""
     with np.errstate(over="ignore"):
         found = values.float().cpu().numpy().astype(DTYPES[dtype])
     if not np.isfinite(found).all():
         raise ValueError(
-            f"teacher: expected {name} that are finite in {found.dtype}, got NaN, infinity or "
+            f"{who}: expected {name} that are finite in {found.dtype}, got NaN, infinity or "
             f"something beyond its range; give codes that cannot be a logit of -1e4, not of "
             f"-infinity, or keep features in float32"
         )
@@ -213,7 +213,7 @@ def own_states(
         ids, mask = data.batch(index, int(data.lengths[begin:end].max()))
         with execution.autocast():
             states = encoder(ids, mask)
-        return {"states": states[mask].float().cpu().numpy()}
+        return {"states": _kept(states[mask], "states", dtype, who="encoder")}
 
     arrays = _computed(
         make,
