@@ -13,9 +13,10 @@ from test_distill import CODES, split, teacher
 from sidmlp import distill as distill_module
 from sidmlp import distill_encoder
 from sidmlp.distill import DistillOptions, make_student, train_student
-from sidmlp.distill_encoder import make_encoder, state_error, states_by_role, train_encoder
+from sidmlp.distill_encoder import make_encoder, state_error, train_encoder
 from sidmlp.lessons import take_lessons
 from sidmlp.mlp_encoder import MLPEncoder, MLPEncoderConfig
+from sidmlp.states_by_role import states_by_role
 from sidmlp.training import Execution, LoopOptions, TrainingFailed
 
 __all__ = ["split", "teacher"]  # fixtures

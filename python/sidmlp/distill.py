@@ -21,11 +21,11 @@ from torch.nn import functional
 
 from sidmlp.beam import decode_states
 from sidmlp.data import Split, TokenTable
-from sidmlp.distill_encoder import states_by_role
 from sidmlp.lessons import Lessons, take_lessons
 from sidmlp.metrics import ndcg_at_k
 from sidmlp.mlp_encoder import MLPEncoder
 from sidmlp.progress import bar
+from sidmlp.states_by_role import states_by_role
 from sidmlp.student import Student, StudentConfig
 from sidmlp.teacher import Distillable
 from sidmlp.teacher.distillable import check_distillable

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sidmlp.data import Examples, TokenSpec, TokenTable
 from sidmlp.mlp_encoder import MLPEncoder
+from sidmlp.states_by_role import states_by_role
 from sidmlp.teacher import Distillable
 from sidmlp.teacher.distillable import check_distillable, frozen, place, taught
 from sidmlp.training.execution import Execution
@@ -212,7 +213,7 @@ def own_states(
         index = torch.arange(begin, end, device=execution.device)
         ids, mask = data.batch(index, int(data.lengths[begin:end].max()))
         with execution.autocast():
-            states = encoder(ids, mask)
+            states = states_by_role(encoder, ids, mask)
         return {"states": _kept(states[mask], "states", dtype, who="encoder")}
 
     arrays = _computed(
