@@ -58,6 +58,10 @@ def run_stage(stage: str, experiment: Experiment, seconds: float | None) -> bool
         return False
     taken = time.perf_counter() - begin
     before = read_json(_marks(experiment)).get("seconds_before", {}).get(stage, 0.0)
+    if stage == "evaluate" and experiment.methods is not None:
+        experiment.say(f"{experiment.name}: {', '.join(experiment.methods)} asked, {taken:.0f} s")
+        _mark(experiment, stage, "seconds_before", taken)
+        return True  # others are yet to be asked
     entry = {
         "wanted": wanted,
         "made_from": _made_from(stage, experiment),
