@@ -146,8 +146,7 @@ def _plus(experiment: Experiment) -> None:
 def _distil(run: RunDirectory, arguments: list[str]) -> None:
     _command("distill", run, arguments)
     _round(run, "distill", [run.student, run.encoder])
-    run.student_progress.unlink(missing_ok=True)
-    shutil.rmtree(run.features, ignore_errors=True)
+    run.restart_student()  # nobody goes on from here
 
 
 def _round(run: RunDirectory, command: str, paths: list[Path]) -> None:

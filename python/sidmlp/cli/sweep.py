@@ -33,7 +33,7 @@ from .sweep_grid import (
 SETTING = "setting.json"
 SCORE = "validation_ndcg@10"
 # These decide which examples the teacher is asked about and how its answers are kept.
-OF_FEATURES = ("seed", "max_examples", "feature_dtype")
+OF_FEATURES = ("seed", "max_examples", "feature_dtype", "feature_precision")
 # What argparse keeps beside the options.
 NOT_VALUES = ("command", "run_command", "training_defaults")
 OWN = ("set", "published", "search", "runs", "sweep_seed", "out")
@@ -111,6 +111,8 @@ def chosen_settings(options: argparse.Namespace) -> list[tuple[Setting, argparse
     if twice:
         raise ValueError(f"--set {twice[0]}: given twice; write all of its values in one --set")
     grid |= dict(asked)
+    if options.into is not None:
+        raise ValueError("--into: every run of a sweep has a directory of its own; say --out")
     if not grid:
         raise ValueError("nothing to sweep; give --set NAME=A,B,.. or --published")
     search = options.search or ("axes" if options.published else "grid")
