@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
     add("--progress", action="store_true", help="bundle trainings that are under way, too")
     add("--out", type=Path, default=RESULTS, help="folder of the JSON files")
     for stage, text in DEFAULTS.items():
-        add(f"--{stage}", default="", metavar="ARGS", help=f"after the default: {text}")
+        also = "; {student}: the student's run directory" if stage == "plus" else ""
+        add(f"--{stage}", default="", metavar="ARGS", help=f"after the default: {text}{also}")
     add("--training", default="", metavar="ARGS", help="for teacher, student and plus alike")
     add("--beams", type=int, default=50)
     add("--users", type=int, help="a sample of test users; all by default")

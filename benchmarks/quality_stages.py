@@ -140,7 +140,8 @@ def _student(experiment: Experiment) -> None:
 
 def _plus(experiment: Experiment) -> None:
     plus = student_run(experiment.run, experiment.plus.path, share_features=False)
-    _distil(plus, experiment.arguments["plus"])
+    own = str(experiment.run.path)
+    _distil(plus, [word.replace("{student}", own) for word in experiment.arguments["plus"]])
 
 
 def _distil(run: RunDirectory, arguments: list[str]) -> None:

@@ -156,6 +156,7 @@ LongShape long_shape(const EncodeT5Problem& problem, int blocks) {
   s.position = take(tiles * kLongRows * 4);
   s.requests = take(problem.tokens.batch * 8);
   s.reach = take(int64_t{4} * blocks);
+  s.arrived = take(4);
   return s;
 }
 

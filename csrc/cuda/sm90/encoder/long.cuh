@@ -15,8 +15,6 @@
 // ring of 16 KB stages. Which block computes a tile changes no bit of it.
 #pragma once
 
-#include <cooperative_groups.h>
-
 #include "cuda/ptx/bulk.cuh"
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/wgmma_long.cuh"
@@ -51,12 +49,31 @@ __device__ __forceinline__ LongShared& long_shared() {
   return *reinterpret_cast<LongShared*>(long_memory);
 }
 
-// All that was written before, by whatever means, is visible after it, by whatever means.
-__device__ __forceinline__ void long_barrier() {
-  asm volatile("fence.proxy.async;" ::: "memory");
-  cooperative_groups::this_grid().sync();
-  asm volatile("fence.proxy.async;" ::: "memory");
-}
+// A barrier of the block for warps whose code has parted: each of its threads, counted.
+__device__ __forceinline__ void long_block_barrier() { ptx::named_barrier(4, kLongThreads); }
+
+// A barrier of the grid. All that was written before, by whatever means, is visible after it, by
+// whatever means. It is not that of cooperative groups because that one expects all warps of a
+// block in one place of the code.
+struct LongBarrier {
+  unsigned* arrived;  // zero before the first, for all blocks
+  unsigned expected;  // so far
+
+  __device__ __forceinline__ void sync() {
+    asm volatile("fence.proxy.async;" ::: "memory");
+    long_block_barrier();
+    expected += gridDim.x;
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(arrived, 1);
+      while (*const_cast<volatile unsigned*>(arrived) < expected) {
+      }
+      __threadfence();
+    }
+    long_block_barrier();
+    asm volatile("fence.proxy.async;" ::: "memory");
+  }
+};
 
 // A reader's or the writer's place in the ring.
 struct LongRing {

@@ -39,6 +39,7 @@ struct LongShape {
   int64_t position;  // int32 [tiles][64]: of a row's token in its request, 0 where there is none
   int64_t requests;  // int2 [batch]: tokens, and the first one's position or -1: see kernel
   int64_t reach;     // int32 [blocks of the launch]
+  int64_t arrived;   // uint32: blocks that came to a barrier of the grid, of all of them
   int64_t bytes;
 };
 

@@ -186,17 +186,22 @@ struct LongAttention {
     to_operand<W>(s, p, [](float v, int) { return v; });
   }
 
+  // The left operand of scores, from the rows of this warp.
+  __device__ __forceinline__ void load_queries(uint32_t (&q)[4][4]) const {
+    const int64_t block = static_cast<int64_t>(tile) * 3 * problem.model.num_heads + head;
+    const char* rows = workspace + shape.qkv + block * kLongBlock +
+                       (16 * warp + lane / 4) * kRowBytes + lane % 4 * 4;
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        q[k][i] = __ldcg(reinterpret_cast<const uint32_t*>(rows + i % 2 * 8 * kRowBytes +
+                                                           ((2 * k + i / 2) ^ (lane / 4)) * 16));
+  }
+
   __device__ __forceinline__ void attend(const LongQueries& queries, bool follows) {
     uint32_t q[4][4], p[8][4];
-    {
-      const uint32_t at =
-          ring.await() + group * kLongBlock + (16 * warp + lane % 8 + lane / 8 % 2 * 8) * kRowBytes;
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        ptx::load_matrices(q[k], at + ((2 * k + lane / 16) ^ (lane & 7)) * 16);
-      __syncwarp();
-      ring.release();
-    }
+    load_queries(q);
     float s[16][4], o[8][4];
 #pragma unroll
     for (int j = 0; j < 8; ++j)
@@ -260,7 +265,7 @@ struct LongAttention {
          item += static_cast<int>(gridDim.x)) {
       const LongQueries queries(segment, heads, item);
       if (group >= queries.tiles) {
-        ring.pass(1 + 2 * queries.blocks);
+        ring.pass(2 * queries.blocks);
         continue;
       }
       head = queries.head;

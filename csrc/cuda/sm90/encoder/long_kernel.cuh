@@ -1,6 +1,8 @@
 // The kernel of long.cuh: what is found out about a batch first, the copies, and the phases.
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include "cuda/sm90/encoder/long_attention.cuh"
 #include "cuda/sm90/encoder/long_dense.cuh"
 
@@ -182,7 +184,6 @@ struct LongCopies {
         return workspace + shape.qkv +
                (static_cast<int64_t>(tile) * 3 * heads + part * heads + queries.head) * kLongBlock;
       };
-      copy(queries.tiles, [&](int i) { return block(queries.tile + i, 0); });
       // In the order of use: the keys of the next before the values of those before.
       const auto copy_part = [&](int key, int part) {
         copy(2, [&](int i) {
@@ -218,6 +219,7 @@ __global__ void __launch_bounds__(kLongThreads, 1)
     long_count(tokens, requests, warp, warps);
     long_clear(tokens, problem.states, kDim, warp, warps);
     long_reach(model, reaches);
+    if (block == 0 && threadIdx.x == 0) *reinterpret_cast<unsigned*>(workspace + shape.arrived) = 0;
     if (block == 0)
       for (int i = static_cast<int>(threadIdx.x); i < kLongBlock / 16; i += kLongThreads)
         reinterpret_cast<uint4*>(workspace + shape.zeros)[i] = uint4{0, 0, 0, 0};
@@ -229,21 +231,25 @@ __global__ void __launch_bounds__(kLongThreads, 1)
     }
     ptx::barrier_init_fence();
   }
-  long_barrier();
+  // The only one before warps part; what was written so far is for generic reads and for copies.
+  asm volatile("fence.proxy.async;" ::: "memory");
+  cooperative_groups::this_grid().sync();
+  asm volatile("fence.proxy.async;" ::: "memory");
+  LongBarrier barrier{reinterpret_cast<unsigned*>(workspace + shape.arrived), 0};
   const int warp = uniform(warp_index());
   if (warp >= kLongWarps) {
     ptx::give_registers<40>();
     LongCopies<kDim> copies{problem, shape, workspace, LongSizes<kDim>(model), {0, 1}};
     for (int64_t first = 0; first < tokens.batch;) {
-      __syncthreads();  // the last segment's places were read
-      __syncthreads();
+      long_block_barrier();  // the last segment's places were read
+      long_block_barrier();
       const LongSegment segment = long_chosen(first);
       for (int layer = 0; layer <= model.num_layers; ++layer) {
         if (warp == kLongWarps) copies.dense(segment, layer);
         if (layer == model.num_layers) break;
-        long_barrier();
+        barrier.sync();
         if (warp == kLongWarps) copies.attention(segment);
-        long_barrier();
+        barrier.sync();
       }
       first += segment.requests;
     }
@@ -255,9 +261,9 @@ __global__ void __launch_bounds__(kLongThreads, 1)
     const LongBias bias(uniform(reach), model.num_heads);
     LongRing ring{0, 0};
     for (int64_t first = 0; first < tokens.batch;) {
-      __syncthreads();
+      long_block_barrier();
       if (warp == 0) long_choose(requests, tokens.batch, first, shape.tiles);
-      __syncthreads();
+      long_block_barrier();
       const LongSegment segment = long_chosen(first);
       for (int layer = 0; layer <= model.num_layers; ++layer) {
         {
@@ -270,10 +276,10 @@ __global__ void __launch_bounds__(kLongThreads, 1)
         LongAttention<W> attention{problem,  shape,    workspace,    bias,
                                    warp / 4, warp % 4, lane_index(), ring};
         attention.load_table();
-        long_barrier();
+        barrier.sync();
         attention.run(segment);
         ring = attention.ring;
-        long_barrier();
+        barrier.sync();
       }
       first += segment.requests;
     }
