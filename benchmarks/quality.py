@@ -10,7 +10,9 @@ results/quality-<data>-<tokenizer>-seed<n>.json, from which quality_tables.py ma
 
 Between machines: --state DIR is read before, and written after every stage: what is finished, in
 parts under 16 MiB (--progress: trainings under way too). --seconds ends the whole call in
-time, --stage-seconds one stage; the exit status is then 3, and the same command goes on.
+time, --stage-seconds one stage; the exit status is then 3, and the same command goes on. The
+reference goes from request to request and is no faster on a GPU: --methods leaves it out there, and
+a later call with --device cpu adds it.
 """
 
 from __future__ import annotations
@@ -67,10 +69,12 @@ def parser() -> argparse.ArgumentParser:
     add("--progress", action="store_true", help="bundle trainings that are under way, too")
     add("--out", type=Path, default=RESULTS, help="folder of the JSON files")
     for stage, text in DEFAULTS.items():
-        add(f"--{stage}", default="", metavar="ARGS", help=f"after the default: {text}")
+        also = "; {student}: the student's run directory" if stage == "plus" else ""
+        add(f"--{stage}", default="", metavar="ARGS", help=f"after the default: {text}{also}")
     add("--training", default="", metavar="ARGS", help="for teacher, student and plus alike")
     add("--beams", type=int, default=50)
     add("--users", type=int, help="a sample of test users; all by default")
+    add("--methods", help="evaluate asks these alone, and is finished by a call that asks all")
     add("--device", default="auto", help="of evaluation: cpu, cuda or auto")
     add("--batch", type=int, default=512, help="users of a call when timing")
     add("--speed-seconds", type=float, default=3.0, help="to time each method")
@@ -87,6 +91,10 @@ def experiments(args: argparse.Namespace, stages: Sequence[str]) -> list[Experim
     limits(args)
     if args.beams < quality_answers.K:
         raise ValueError(f"beams: expected at least {quality_answers.K}, got {args.beams}")
+    methods = None if args.methods is None else tuple(words(args.methods))
+    known = (*quality_answers.METHODS, *quality_answers.METHODS_PLUS)
+    if methods is not None and not set(methods) <= set(known):
+        raise ValueError(f"methods: expected some of {', '.join(known)}, got {args.methods!r}")
     found = []
     for seed in map(int, words(args.seeds)):
         more = {stage: getattr(args, stage) for stage in DEFAULTS}
@@ -107,6 +115,7 @@ def experiments(args: argparse.Namespace, stages: Sequence[str]) -> list[Experim
                 batch=args.batch,
                 seconds_per_method=args.speed_seconds,
                 commit=args.commit,
+                methods=methods,
                 say=lambda line: print(line, flush=True),
             )
         )

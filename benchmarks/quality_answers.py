@@ -40,7 +40,8 @@ METRICS = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
 
 
 def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
-    """Asks every method that has not answered yet, and keeps each answer at once."""
+    """Asks every method that has not answered yet, of experiment.methods if given, and keeps each
+    answer at once."""
     run = experiment.run
     questions = Questions.of(leave_last_out(load_data(run)).test).sample(
         experiment.users, SAMPLE_SEED
@@ -49,6 +50,8 @@ def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
     asked = _methods(experiment, plus, questions)
     kept = answers(run)
     for method, recommend in asked.items():
+        if experiment.methods is not None and method not in experiment.methods:
+            continue
         if method in kept and kept[method]["made_from"] == made_from[method]:
             continue
         experiment.say(f"{experiment.name}: {method}")
@@ -187,6 +190,8 @@ def _write_evaluation(
     ranks, facts = ranks_of(run), answers(run)
     quality = {}
     for method, name in names.items():
+        if method not in ranks:
+            continue
         values = per_user(ranks[method]).mean(0).tolist()
         quality[name] = {**dict(zip(METRICS, values, strict=True)), "note": facts[method]["note"]}
     asked = {"split": "test", "beams": experiment.beams, "users": experiment.users}

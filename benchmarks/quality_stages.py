@@ -58,6 +58,10 @@ def run_stage(stage: str, experiment: Experiment, seconds: float | None) -> bool
         return False
     taken = time.perf_counter() - begin
     before = read_json(_marks(experiment)).get("seconds_before", {}).get(stage, 0.0)
+    if stage == "evaluate" and experiment.methods is not None:
+        experiment.say(f"{experiment.name}: {', '.join(experiment.methods)} asked, {taken:.0f} s")
+        _mark(experiment, stage, "seconds_before", taken)
+        return True  # others are yet to be asked
     entry = {
         "wanted": wanted,
         "made_from": _made_from(stage, experiment),
@@ -136,14 +140,14 @@ def _student(experiment: Experiment) -> None:
 
 def _plus(experiment: Experiment) -> None:
     plus = student_run(experiment.run, experiment.plus.path, share_features=False)
-    _distil(plus, experiment.arguments["plus"])
+    own = str(experiment.run.path)
+    _distil(plus, [word.replace("{student}", own) for word in experiment.arguments["plus"]])
 
 
 def _distil(run: RunDirectory, arguments: list[str]) -> None:
     _command("distill", run, arguments)
     _round(run, "distill", [run.student, run.encoder])
-    run.student_progress.unlink(missing_ok=True)
-    shutil.rmtree(run.features, ignore_errors=True)
+    run.restart_student()  # nobody goes on from here
 
 
 def _round(run: RunDirectory, command: str, paths: list[Path]) -> None:

@@ -33,6 +33,7 @@ RESULTS = (
     "plus/distill.json",
     "plus/student.pt",
     "plus/encoder.pt",
+    "plus/logs/encoder.json",
     "plus/logs/student.json",
     "stages.json",
     "answers.json",
@@ -41,7 +42,12 @@ RESULTS = (
     "evaluate.json",
     "plus/evaluate.json",
 )
-PROGRESS = ("teacher-progress.pt", "student-progress.pt", "plus/student-progress.pt")
+PROGRESS = (
+    "teacher-progress.pt",
+    "student-progress.pt",
+    "plus/encoder-progress.pt",
+    "plus/student-progress.pt",
+)
 
 
 def halve_weights(path: Path) -> None:

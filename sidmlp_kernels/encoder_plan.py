@@ -5,6 +5,9 @@
     "throughput"    the operator, a block of threads for each request or several at once
     "cluster1", "cluster2", "cluster4", "cluster8"    the operator, as many blocks for each request;
                     of SID-MLP++'s encoder at most one for each role
+    "long"          the operator, all blocks through all requests together, layer by layer: T5 of
+                    the widths in `long_why_not`; "auto" takes it for batches of over 128 columns,
+                    but for models that were packed for short requests (`pack_encoder`)
     "torch"         PyTorch
 
 A form that names the operator raises where the backend has none. States have the same bits in every
@@ -28,7 +31,7 @@ from .encoder import T5Encoder
 from .encoder_packing import BIAS_TOKENS, PackedEncoder, pack_encoder
 from .mlp_encoder import MLPEncoder
 from .ops.library import operator
-from .spec import T5Spec, check_choice
+from .spec import EncoderSpec, T5Spec, check_choice
 from .streams import note_stream
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ _FORM_NUMBERS = {
     "cluster2": 2,
     "cluster4": 4,
     "cluster8": 8,
+    "long": 32,
 }
 FORMS = (*_FORM_NUMBERS, "torch")
 
@@ -135,6 +139,23 @@ class EncoderPlan:
         return f"encoder: {self.packed.operator} on {self.backend}, form {form}{since}"
 
 
+def long_why_not(spec: EncoderSpec) -> str:
+    """Why CUDA has no form "long" for an encoder; "" where it has (encoder/long.h)."""
+    if not isinstance(spec, T5Spec):
+        return "only T5 encoders have it"
+    if spec.dim not in (128, 256):
+        return f"dim: expected 128 or 256, got {spec.dim}"
+    if spec.head_dim != 64:
+        return f"head_dim: expected 64, got {spec.head_dim}"
+    if spec.num_heads > 16:
+        return f"num_heads: expected at most 16, got {spec.num_heads}"
+    if spec.ffn_dim % 128 != 0:
+        return f"ffn_dim: expected a multiple of 128, got {spec.ffn_dim}"
+    if spec.feed_forward.startswith("gated-"):
+        return f"feed_forward: expected one without a gate, got {spec.feed_forward}"
+    return ""
+
+
 def plan_encoder(
     encoder: EncoderModule | Encoder,
     backend: str,
@@ -150,7 +171,7 @@ def plan_encoder(
     "auto" tries before PyTorch.
 
     A callable that is neither a T5Encoder nor an MLPEncoder runs as it is. Raises ValueError for an
-    unknown form, and for one of the operator's where the backend has none.
+    unknown form, and for one of the operator's where the backend does not have it.
     """
     check_choice(form, "encoder_form", FORMS)
     if isinstance(encoder, (T5Encoder, MLPEncoder)):
@@ -158,6 +179,8 @@ def plan_encoder(
         limited = backend == "cuda" and isinstance(encoder, T5Encoder)
         if limited and not missing and max_tokens > BIAS_TOKENS:
             missing = f"requests of {max_tokens} tokens, of which this backend takes {BIAS_TOKENS}"
+        if form == "long" and backend == "cuda" and not missing:
+            missing = long_why_not(encoder.spec)
     else:
         missing = "it is a callable of the caller's"
     if missing and form not in ("auto", "torch"):

@@ -28,6 +28,7 @@ T5_SPECS = {
     "sizes of wgmma": T5Spec(2, 128, 3, 64, 192, 91),
     "gelu, sizes of wgmma": T5Spec(1, 128, 2, 64, 128, 40, "gelu"),
     "gelu, sizes of mma": T5Spec(1, 64, 2, 32, 96, 40, "gelu"),
+    "sizes of the long form": T5Spec(2, 256, 3, 64, 256, 91),
     "sizes of mma, gated": T5Spec(2, 64, 4, 16, 128, 70, "gated-gelu"),
 }
 MLP_SPECS = {

@@ -135,6 +135,36 @@ class TestFeatures:
         assert not np.array_equal(features("b").states, first)
         assert calls
 
+    def test_what_a_kill_left_is_gone_on_with_bit_by_bit(
+        self, teacher, split, tmp_path, monkeypatch
+    ):
+        arguments = {"batch_size": 8, "dtype": "float32", "progress": False}
+        arguments["directory"] = tmp_path
+        work = (teacher, split.train, CODES)
+        encode, calls = Teacher.encode, 0
+
+        def killed_at(number):
+            def call(*given):
+                nonlocal calls
+                calls += 1
+                if calls == number:
+                    raise KeyboardInterrupt
+                return encode(*given)
+
+            return call
+
+        monkeypatch.setattr(Teacher, "encode", killed_at(40))
+        with pytest.raises(KeyboardInterrupt):
+            compute_features(*work, **arguments)
+        calls = 0
+        monkeypatch.setattr(Teacher, "encode", killed_at(-1))
+        got = compute_features(*work, **arguments)
+        # Two shards of 16 batches were there.
+        assert calls == -(-len(split.train) // 8) - 32 > 0
+        want = compute_features(*work, **{**arguments, "directory": None})
+        for name in ("states", "logits", "codes", "token_offsets"):
+            assert np.array_equal(getattr(got, name), getattr(want, name)), name
+
     def test_unfinished_ones_are_made_anew(self, teacher, split, tmp_path, monkeypatch):
         decoder_logits = Teacher.decoder_logits
 

@@ -23,6 +23,7 @@ from parity import DTYPES, require_isa
 from torch import Tensor
 
 from sidmlp_kernels import MLPEncoderSpec, T5Spec
+from sidmlp_kernels.encoder_plan import long_why_not
 from sidmlp_kernels.plan import ISAS
 from sidmlp_kernels.testing import rounding_floor
 
@@ -31,11 +32,12 @@ PUBLISHED_MLP = MLPEncoderSpec(4, 4, 128, 512, 1030, 82)
 POISON = 2147480000
 
 
-def forms_of(backend: str) -> tuple[str, ...]:
+def forms_of(backend: str, spec: T5Spec | MLPEncoderSpec) -> tuple[str, ...]:
     """Forms within which the bits of a request are the same in every batch."""
     if backend != "cuda":
         return ("auto",)
-    return ("throughput", "cluster1", "cluster2", "cluster4", "cluster8")
+    long = () if long_why_not(spec) else ("long",)
+    return ("throughput", "cluster1", "cluster2", "cluster4", "cluster8", *long)
 
 
 def encode(
@@ -154,6 +156,7 @@ def test_random_sizes(backend: str, device: torch.device, seed: int) -> None:
         "relu, two layers",
         "gated gelu, few buckets",
         "sizes of wgmma",
+        "sizes of the long form",
         "sizes of mma, gated",
         "four roles",
     ],
@@ -168,7 +171,7 @@ def test_padding_changes_no_bit_and_is_never_read(
     poisoned = torch.where(mask, ids, POISON)
     poisoned[:, ::2] = torch.where(mask[:, ::2], ids[:, ::2], -1)
     kind = DTYPES[dtype]
-    for form in forms_of(backend):
+    for form in forms_of(backend, spec):
         wanted = encode(spec, backend, device, ids, mask, kind, form)
         assert torch.equal(encode(spec, backend, device, poisoned, mask, kind, form), wanted), form
         for b in range(len(ids)):
@@ -215,7 +218,14 @@ def test_an_unknown_id_spoils_its_own_request_alone(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "name",
-    ["relu, two layers", "gated relu", "sizes of wgmma", "sizes of mma, gated", "four roles"],
+    [
+        "relu, two layers",
+        "gated relu",
+        "sizes of wgmma",
+        "sizes of the long form",
+        "sizes of mma, gated",
+        "four roles",
+    ],
 )
 def test_the_batch_changes_no_bit(
     backend: str, device: torch.device, name: str, dtype: str
@@ -223,7 +233,7 @@ def test_the_batch_changes_no_bit(
     spec = SPECS[name]
     ids, mask = requests(spec, 90, 33)
     order = torch.randperm(90, generator=torch.Generator().manual_seed(0))
-    for form in forms_of(backend):
+    for form in forms_of(backend, spec):
         wanted = encode(spec, backend, device, ids, mask, DTYPES[dtype], form)
         for size in (1, 2, 3, 7, 16, 64):
             for begin in (0, 13):

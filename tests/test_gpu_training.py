@@ -9,11 +9,14 @@ from conftest import skip_without_gpu
 from test_execution import CODES, OPTIONS, SIZES, distilled, new_teacher, split, teacher
 
 from sidmlp.cli.kernel_validation import kernel_decode
-from sidmlp.distill import reference_decode
+from sidmlp.distill import DistillOptions, make_student, reference_decode, train_student
+from sidmlp.distill_encoder import make_encoder, state_error, train_encoder
+from sidmlp.lessons import take_lessons
 from sidmlp.metrics import ndcg_at_k
 from sidmlp.teacher import PrefixTable
 from sidmlp.teacher.train import histories, recommend, train_teacher
 from sidmlp.training import Execution, LoopOptions, step
+from sidmlp.training.features import FeatureTable
 
 __all__ = ["split", "teacher"]  # fixtures
 
@@ -59,6 +62,39 @@ def test_student_learns_on_cuda(cuda, teacher, split, make):
     assert losses(found.history)[-1] == pytest.approx(losses(want.history)[-1], rel=0.1)
     assert {p.device.type for p in student.parameters()} == {"cuda"}
     assert found.best_score > 0.3
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("joint", [False, True])
+def test_own_encoder_and_its_student_learn_on_cuda(
+    cuda, teacher, split, monkeypatch, joint, resident
+):
+    """Both stages, with features on the GPU and, as where they do not fit, brought there."""
+    monkeypatch.setattr(FeatureTable, "fits", staticmethod(lambda features, device: resident))
+    options, errors, ends = LoopOptions(**{**OPTIONS, "epochs": 6}), [], []
+    for execution in (Execution(), Execution(cuda, "bf16")):
+        lessons = take_lessons(teacher, split, CODES, execution=execution, progress=False)
+        encoder = make_encoder(teacher, num_layers=2, hidden_dim=32)
+        arguments = {"execution": execution, "progress": False}
+        train_encoder(encoder, lessons, options, **arguments)
+        errors.append(state_error(encoder, lessons, execution).mse)
+        if not joint:
+            lessons = lessons.read_by(encoder, **arguments)
+        student = make_student(teacher, num_heads=2, ffn_dim=32, hidden_dim=32, dropout=0.0)
+        result = train_student(
+            student,
+            lessons,
+            DistillOptions(),
+            options,
+            together_with=encoder if joint else None,
+            decode=kernel_decode(CODES),
+            **arguments,
+        )
+        ends.append(losses(result.history)[-1])
+        assert result.best_score > 0.2
+    teacher.cpu()
+    assert errors[1] == pytest.approx(errors[0], rel=0.3)
+    assert ends[1] == pytest.approx(ends[0], rel=0.15)
 
 
 def test_resumed_on_cuda_equals_uninterrupted(cuda, split, tmp_path):

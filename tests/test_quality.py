@@ -151,6 +151,26 @@ def test_only_answers_of_another_student_are_asked_again(
     assert all("cpu" in kept[name]["made_from"] for name in kept if name != "popularity")
 
 
+def test_some_methods_are_asked_elsewhere(
+    scripts: SimpleNamespace, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = ["--state", str(tmp_path / "state")]
+    few = toy_arguments(data, tmp_path, *state, "--methods", "teacher,kernel")
+    assert scripts.quality.main(few) == 0
+    report = report_of(tmp_path)
+    assert {row["method"] for row in report["results"]} == {"teacher", "kernel"}
+    assert "evaluate" not in report["stages"]
+    shutil.rmtree(tmp_path / "work")
+    assert scripts.quality.main(toy_arguments(data, tmp_path, *state)) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"{NAME}: reference" in said
+    assert said.count(f"{NAME}: teacher") == 1
+    report = report_of(tmp_path)
+    assert {row["method"] for row in report["results"]} >= {"teacher", "kernel", "reference"}
+    assert "evaluate" in report["stages"]
+    assert scripts.quality.main([*few, "--methods", "oracle"]) == 1
+
+
 def test_a_stage_that_runs_out_of_time_goes_on(
     scripts: SimpleNamespace, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

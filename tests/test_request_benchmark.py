@@ -82,7 +82,7 @@ def test_a_rehearsal_reports_every_point(rehearsal: SimpleNamespace, tmp_path: P
         full = point["histories"] == "full"
         assert (point["mean_tokens"] == 82) == full
         assert set(point["forms"]["cpu-bfloat16"]) == {
-            "throughput", "cluster1", "cluster2", "cluster4", "cluster8"
+            "throughput", "cluster1", "cluster2", "cluster4", "cluster8", "long"
         }  # fmt: skip
         assert ("host" in point) == (point["batch"] == 3)
         for row in point["variants"]:

@@ -102,7 +102,9 @@ def test_finished_runs_are_skipped(
 ) -> None:
     assert sweep(run, "--set", "hidden=8,16") == 0
     first = (run / "sweep" / "sweep.json").read_text()
-    monkeypatch.setattr(distillation, "distill", lambda *a, **k: pytest.fail("it was trained"))
+    monkeypatch.setattr(
+        distillation, "train_student", lambda *a, **k: pytest.fail("it was trained")
+    )
     capsys.readouterr()
     assert sweep(run, "--set", "hidden=8,16") == 0
     assert (run / "sweep" / "sweep.json").read_text() == first
@@ -114,7 +116,7 @@ def test_finished_runs_are_skipped(
 
 
 def test_an_interrupted_sweep_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = distillation.distill
+    whole = distillation.train_student
     calls: list[int] = []
 
     def second_stops(*arguments, **keywords):
@@ -123,7 +125,7 @@ def test_an_interrupted_sweep_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch
             raise KeyboardInterrupt
         return whole(*arguments, **keywords)
 
-    monkeypatch.setattr(distillation, "distill", second_stops)
+    monkeypatch.setattr(distillation, "train_student", second_stops)
     out = ["--out", str(run / "interrupted"), "--set", "alpha=0.2,0.8"]
     assert sweep(run, *out) == 130
     assert json.loads((run / "interrupted" / "sweep.json").read_text())["of"] == 2
@@ -136,14 +138,14 @@ def test_an_interrupted_sweep_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_setting_that_fails_is_named_and_the_others_go_on(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = distillation.distill
+    whole = distillation.train_student
 
     def fails_for_8(student, *arguments, **keywords):
         if student.config.hidden_dim == 8:
             raise TrainingFailed("student: the loss is nan in epoch 1")
         return whole(student, *arguments, **keywords)
 
-    monkeypatch.setattr(distillation, "distill", fails_for_8)
+    monkeypatch.setattr(distillation, "train_student", fails_for_8)
     out = run / "failing"
     assert sweep(run, "--out", str(out), "--set", "hidden=8,16") == 0
     found = json.loads((out / "sweep.json").read_text())

@@ -35,9 +35,9 @@ void run(const Problem& problem, Form form, int64_t workspace_bytes, const Place
              name);
 }
 
-template <class Problem>
-void check_sizes(const Problem& problem, const char* name) {
-  const char* reason = cuda::sm90::why_not(problem);
+template <class Problem, class... Form>
+void check_sizes(const Problem& problem, const char* name, Form... form) {
+  const char* reason = cuda::sm90::why_not(problem, form...);
   STD_TORCH_CHECK(reason == nullptr, name, ": expected sizes that its CUDA kernel takes, got ",
                   reason);
 }
@@ -55,8 +55,8 @@ Tensor encode_t5(Tensor ids, Tensor mask, Tensors encoder, Ints sizes, double la
   Tensor states = empty_states(problem, place);
   if (problem.tokens.batch == 0 || problem.tokens.tokens == 0) return states;
   problem.states = states.data_ptr();
-  check_sizes(problem, "encode_t5");
   const auto chosen = static_cast<cuda::sm90::EncodeForm>(form);
+  check_sizes(problem, "encode_t5", chosen);
   run(problem, chosen, cuda::sm90::workspace_bytes(problem, chosen), place, "encode_t5");
   return states;
 }
@@ -72,6 +72,7 @@ Tensor encode_mlp(Tensor ids, Tensor mask, Tensors encoder, Ints sizes, double l
   problem.model = mlp_view(s, encoder, layer_norm_eps, place);
   check_aligned(encoder, "encoder");
   check_form(form);
+  STD_TORCH_CHECK(form != 32, "form: expected one of encode_mlp's, got 32 (long), of encode_t5");
   Tensor states = empty_states(problem, place);
   if (problem.tokens.batch == 0 || problem.tokens.tokens == 0) return states;
   problem.states = states.data_ptr();

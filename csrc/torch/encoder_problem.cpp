@@ -85,10 +85,11 @@ MlpSizes::MlpSizes(const std::vector<int64_t>& sizes) {
 }
 
 void check_form(int64_t form) {
-  STD_TORCH_CHECK(form == 0 || form == 1 || form == 2 || form == 4 || form == 8 || form == 16,
-                  "form: expected 0 (by batch), 1 (throughput), 2, 4 or 8 blocks a request, or 16 "
-                  "(one block a request), got ",
-                  form);
+  STD_TORCH_CHECK(
+      form == 0 || form == 1 || form == 2 || form == 4 || form == 8 || form == 16 || form == 32,
+      "form: expected 0 (by batch), 1 (throughput), 2, 4 or 8 blocks a request, 16 (one block a "
+      "request) or 32 (long), got ",
+      form);
 }
 
 TokensView tokens_view(const Tensor& ids, const Tensor& mask, const Place& place) {

@@ -20,15 +20,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidmlp.beam import decode_states
-from sidmlp.data import Split
+from sidmlp.data import Split, TokenTable
+from sidmlp.lessons import Lessons, take_lessons
 from sidmlp.metrics import ndcg_at_k
+from sidmlp.mlp_encoder import MLPEncoder
 from sidmlp.progress import bar
+from sidmlp.states_by_role import states_by_role
 from sidmlp.student import Student, StudentConfig
 from sidmlp.teacher import Distillable
 from sidmlp.teacher.distillable import check_distillable
 from sidmlp.teacher.train import batches, histories
 from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, train
-from sidmlp.training.features import Features, FeatureTable, compute_features
+from sidmlp.training.features import Features, FeatureTable
 from sidmlp.trie import Trie
 
 # (states [B, T, D], mask [B, T], k, num_beams, exclude) -> dense item indices int64 [B, k], -1 past
@@ -142,44 +145,87 @@ def distill(
     progress: bool = True,
     log: Log | None = None,
 ) -> TrainingResult:
-    """Trains the student in place; the weights of the best validation NDCG@10 stay.
+    """``train_student`` on the teacher's own states, with what ``take_lessons`` brings.
 
-    item_codes: int64 [num_items, L]. max_examples: a random sample of the training examples, all
-    by default. validation_users: at most that many; None takes all. decode: what validation
-    recommends with, the reference by default. execution: fp32 on the CPU by default; teacher and
-    student are moved to its device and stay there. feature_precision: of the teacher's forward,
-    which is over in seconds, so that bf16 would gain little. feature_directory: where its outputs
-    are kept between runs; in memory otherwise.
+    item_codes: int64 [num_items, L]. feature_directory, feature_dtype, feature_precision: its
+    directory, dtype and precision.
     """
-    execution = execution or Execution()
-    device = execution.device
-    asking = replace(execution, precision=feature_precision)
-    student.to(device)
-    if isinstance(teacher, nn.Module):
-        teacher.requires_grad_(False)
-    generator = np.random.default_rng(loop.seed)
-    examples = split.train
-    if max_examples is not None and max_examples < len(examples):
-        examples = examples.take(np.sort(generator.permutation(len(examples))[:max_examples]))
-    chosen = np.sort(generator.permutation(len(split.validation))[:validation_users])
-    held_out = split.validation.take(chosen)
-    features = compute_features(
+    lessons = take_lessons(
         teacher,
-        examples,
+        split,
         item_codes,
+        seed=loop.seed,
+        max_examples=max_examples,
+        validation_users=validation_users,
+        execution=execution,
         directory=feature_directory,
-        fingerprint=f"{fingerprint} seed={loop.seed}",
         dtype=feature_dtype,
-        execution=asking,
+        precision=feature_precision,
+        fingerprint=fingerprint,
         progress=progress,
     )
-    sizes = list(teacher.tokens.codes_per_level)
+    return train_student(
+        student,
+        lessons,
+        options,
+        loop,
+        validation_beams=validation_beams,
+        decode=decode,
+        execution=execution,
+        state_file=state_file,
+        fingerprint=fingerprint,
+        progress=progress,
+        log=log,
+    )
+
+
+def train_student(
+    student: Student,
+    lessons: Lessons,
+    options: DistillOptions,
+    loop: LoopOptions,
+    *,
+    together_with: MLPEncoder | None = None,
+    validation_beams: int = 20,
+    decode: MakeDecode | None = None,
+    execution: Execution | None = None,
+    state_file: Path | None = None,
+    fingerprint: str = "",
+    progress: bool = True,
+    log: Log | None = None,
+) -> TrainingResult:
+    """Trains the student in place; the weights of the best validation NDCG@10 stay.
+
+    The student reads the states of ``lessons``: the teacher's, or with ``lessons.read_by`` those of
+    a frozen encoder. together_with: an encoder whose states it reads instead, and which is trained
+    by the same loss. decode: what validation recommends with, the reference by default. execution:
+    fp32 on the CPU by default; student and encoder are moved to its device and stay there.
+    Raises ValueError where the student reads states of another width, and TrainingFailed.
+    """
+    execution = execution or Execution()
+    device, encoder = execution.device, together_with
+    width = lessons.dim if encoder is None else encoder.config.dim
+    if student.config.dim != width:
+        raise ValueError(
+            f"student: expected width {width}, that of the states, got {student.config.dim}; make "
+            "it with make_student, for the teacher of these states"
+        )
+    model = nn.ModuleDict({"student": student})
+    features = lessons.features
+    if encoder is not None:
+        model["encoder"] = encoder.requires_grad_(True)
+        features = features.without_states()
+    model.to(device)
+    sizes = list(lessons.tokens.codes_per_level)
     resident = execution.on_gpu and FeatureTable.fits(features, device)
     table = FeatureTable(features, device) if resident else None
+    tokens = TokenTable(lessons.tokens, lessons.train, lessons.item_codes, device)
 
     def loss_of_batch(
         states: Tensor, mask: Tensor, logits: Tensor, codes: Tensor, real: Tensor
     ) -> Tensor:
+        if encoder is not None:
+            states = states_by_role(encoder, states, mask)
         wanted = list(logits.split(sizes, dim=1))
         return distillation_loss(student(states, mask, codes), wanted, codes, options, real)
 
@@ -190,34 +236,39 @@ def distill(
     )
 
     def loss_of(longest: int, index: Tensor, *batch: Tensor) -> Tensor:
-        batch = batch if table is None else table.batch(index, longest)
+        if encoder is not None:
+            ids, mask = tokens.batch(index.clamp(min=0), longest)
+            targets = batch if table is None else table.batch_targets(index)
+            batch = (ids, mask & (index >= 0)[:, None], *targets)
+        elif table is not None:
+            batch = table.batch(index, longest)
         return compiled(*batch, index >= 0)
 
     def inputs_of(index: np.ndarray, longest: int) -> tuple[Tensor, ...]:
-        batch = (torch.from_numpy(index), *features.batch(index, longest))
-        return tuple(part.to(device) for part in batch)
+        found = features.batch_targets(index) if encoder else features.batch(index, longest)
+        return tuple(part.to(device) for part in (torch.from_numpy(index), *found))
 
-    held_out_features = compute_features(
-        teacher, held_out, item_codes, execution=asking, progress=False
-    )
-    make_decode = decode or reference_decode(item_codes)
+    make_decode = decode or reference_decode(lessons.item_codes)
+    held_out = lessons.validation
     hidden, targets = histories(held_out), torch.from_numpy(held_out.target_items())
 
     def validate() -> float:
-        found = recommend(
-            make_decode(student), held_out_features, hidden, 10, validation_beams, device
-        )
+        states = lessons.validation_features
+        if encoder is not None:
+            in_full = replace(execution, precision="fp32")
+            states = lessons.validation_read_by(encoder, execution=in_full)
+        found = recommend(make_decode(student), states, hidden, 10, validation_beams, device)
         return ndcg_at_k(found, targets, 10).mean
 
     return train(
-        student,
+        model if encoder else student,
         len(features),
         loss_of,
         validate,
         loop,
         name="student",
         execution=execution,
-        lengths=features.lengths,
+        lengths=tokens.lengths if encoder else features.lengths,
         inputs_of=inputs_of if table is None else None,
         state_file=state_file,
         fingerprint=f"{fingerprint} {options} {student.config}",

@@ -90,8 +90,10 @@ class Attention(nn.Module):
         # nothing would be NaN, in the gradient too, while equal weights times values of 0 give the
         # a = 0 that is wanted.
         hidden = ~mask & mask.any(dim=1, keepdim=True)
-        weights = scores.masked_fill(hidden[:, None, :], -math.inf).softmax(dim=-1)
-        mixed = torch.einsum("bht,bthd->bhd", self.dropout(weights), v)
+        # In the weights' precision: on a CPU autocast would leave a softmax in half precision.
+        dtype = torch.promote_types(scores.dtype, self.q_proj.weight.dtype)
+        weights = scores.masked_fill(hidden[:, None, :], -math.inf).softmax(dim=-1, dtype=dtype)
+        mixed = torch.einsum("bht,bthd->bhd", self.dropout(weights).to(v.dtype), v)
         return self.out_proj(mixed.flatten(1))
 
 

@@ -4,6 +4,8 @@
 //     encode_check            a fixed list of cases, every form of each
 //       --small               without cases that take long under a sanitizer
 //       --time                microseconds of graph replays at the published sizes instead
+//       --time-long           the same of long requests
+//       --case TEXT           only cases whose name has it
 //       --form N              only the form of this number (encoder/sizes.h)
 //       --batch N             only this batch is timed
 //
@@ -66,6 +68,7 @@ int run_case(const Case& c, int only_form) {
   int faults = 0;
   for (const EncodeForm form : kForms) {
     if (only_form != 0 && static_cast<int>(form) != only_form) continue;
+    if (!takes(view, form)) continue;
     const std::vector<uint16_t> got = encode(view, in, form, 0xff);
     Errors errors;
     std::string wrong = judge.faults(got, &errors);
@@ -144,7 +147,30 @@ std::vector<Case> cases(bool small) {
     c.dim = 48, c.heads = 2, c.head_dim = 16, c.ffn = 64, c.layers = 1, c.tokens = 150;
     c.mask = Case::kAny;
   }
+  {
+    Case& c = add("long, three heads, tokens with gaps");
+    c.dim = 256, c.heads = 3, c.ffn = 256, c.layers = 2, c.tokens = 330, c.mask = Case::kAny;
+    c.reach = 40, c.batch = 4;
+  }
+  {
+    Case& c = add("long, 128 wide, gelu, fp16");
+    c.dtype = DType::kFloat16, c.heads = 3, c.ffn = 128, c.layers = 1, c.tokens = 470;
+    c.activation = Activation::kGelu, c.reach = 20, c.batch = 4;
+  }
+  {
+    Case& c = add("long, a bias that never ends, unknown id");
+    c.dim = 256, c.heads = 2, c.ffn = 128, c.layers = 2, c.tokens = 200, c.bad_id = true;
+  }
   if (small) return list;
+  {
+    Case& c = add("long, published layers, full");
+    c.dim = 256, c.layers = 2, c.tokens = 998, c.mask = Case::kFull, c.batch = 2, c.reach = 128;
+  }
+  {
+    Case& c = add("long, more than the workspace holds");
+    c.dim = 256, c.heads = 2, c.layers = 1, c.ffn = 256, c.tokens = 600, c.batch = 90;
+    c.reach = 128;
+  }
   {
     Case& c = add("published, full, fp16");
     c.dtype = DType::kFloat16, c.mask = Case::kFull, c.batch = 2;
@@ -177,7 +203,8 @@ std::vector<Case> cases(bool small) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  bool small = false, time = false;
+  bool small = false, time = false, time_of_long = false;
+  std::string name;
   int form = 0, batch = 0;
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
@@ -185,12 +212,18 @@ int main(int argc, char** argv) {
       small = true;
     } else if (option == "--time") {
       time = true;
+    } else if (option == "--time-long") {
+      time_of_long = true;
+    } else if (option == "--case" && i + 1 < argc) {
+      name = argv[++i];
     } else if (option == "--form" && i + 1 < argc) {
       form = std::atoi(argv[++i]);
     } else if (option == "--batch" && i + 1 < argc) {
       batch = std::atoi(argv[++i]);
     } else {
-      fprintf(stderr, "usage: encode_check [--small] [--time] [--form N] [--batch N]\n");
+      fprintf(stderr,
+              "usage: encode_check [--small] [--time] [--time-long] [--case TEXT] [--form N] "
+              "[--batch N]\n");
       return 2;
     }
   }
@@ -204,8 +237,13 @@ int main(int argc, char** argv) {
       time_all(form, batch);
       return 0;
     }
+    if (time_of_long) {
+      time_long(form, batch);
+      return 0;
+    }
     int faults = 0;
-    for (const Case& c : cases(small)) faults += run_case(c, form);
+    for (const Case& c : cases(small))
+      if (std::string(c.name).find(name) != std::string::npos) faults += run_case(c, form);
     printf(faults == 0 ? "all hold\n" : "%d do not hold\n", faults);
     return faults == 0 ? 0 : 1;
   } catch (const std::exception& error) {

@@ -27,6 +27,7 @@ struct Case {
   int tokens = 82, batch = 3;
   enum Mask { kFull, kPrefix, kAny } mask = kPrefix;
   bool bad_id = false;
+  int reach = 0;  // the position bias is the same from this distance on; 0: nowhere
 };
 
 inline uint16_t narrow(DType dtype, float x) {
@@ -77,6 +78,11 @@ struct Model {
     embedding = matrix(vocab, c.dim, 1.0f);
     bias.resize(static_cast<size_t>(c.heads) * (2 * bias_tokens - 1));
     for (float& x : bias) x = normal(random);
+    for (size_t i = 0; c.reach > 0 && i < bias.size(); ++i) {
+      const int width = 2 * bias_tokens - 1, offset = static_cast<int>(i % width) - bias_tokens + 1;
+      const int64_t row = static_cast<int64_t>(i) - offset;
+      if (std::abs(offset) > c.reach) bias[i] = bias[row + (offset < 0 ? -c.reach : c.reach)];
+    }
     final_gain = gains();
     for (int l = 0; l < c.layers; ++l) {
       Layer layer;

@@ -18,8 +18,14 @@ using cuda::sm90::EncodeForm;
 using cuda::sm90::EncodeT5Problem;
 
 constexpr EncodeForm kForms[] = {EncodeForm::kThroughput, EncodeForm::kCluster1,
-                                 EncodeForm::kCluster2, EncodeForm::kCluster4,
-                                 EncodeForm::kCluster8};
+                                 EncodeForm::kCluster2,   EncodeForm::kCluster4,
+                                 EncodeForm::kCluster8,   EncodeForm::kLong};
+
+inline bool takes(const T5View& model, EncodeForm form) {
+  EncodeT5Problem problem{};
+  problem.model = model, problem.tokens.tokens = 1;
+  return why_not(problem, form) == nullptr;
+}
 
 inline float replay_time(const EncodeT5Problem& problem, EncodeForm form, void* workspace) {
   cudaStream_t stream;
@@ -72,7 +78,7 @@ inline void time_all(int only_form, int only_batch) {
       problem.states = arrays.filled(in.mask.size() * c.dim * 2, 0xff);
       printf("%5d", batch);
       for (const EncodeForm form : kForms) {
-        if ((only_form != 0 && static_cast<int>(form) != only_form) ||
+        if ((only_form != 0 && static_cast<int>(form) != only_form) || !takes(view, form) ||
             (form != EncodeForm::kThroughput && batch > 256)) {
           printf("        -");
           continue;
@@ -82,6 +88,46 @@ inline void time_all(int only_form, int only_batch) {
       }
       printf("\n");
       fflush(stdout);
+    }
+  }
+}
+
+// The same of long requests for a model of width 256: the form for them beside those of one block
+// and of eight a request.
+inline void time_long(int only_form, int only_batch) {
+  for (const int tokens : {998, 500, 250, 130}) {
+    for (const double mean : {0.0, 0.4 * tokens}) {
+      Case c;
+      c.dim = 256, c.tokens = tokens, c.reach = 128;
+      c.mask = mean > 0 ? Case::kPrefix : Case::kFull;
+      const Model model(c, 3);
+      DeviceArrays device;
+      const T5View view = model.view(device);
+      printf(
+          "%s %d tokens, D 256\nbatch   form 32   form  1   form  8   microseconds of a replay\n",
+          mean > 0 ? "lengths even in 1 .. 0.8 of" : "each", tokens);
+      for (const int batch : {32, 1, 8, 128}) {
+        if (only_batch != 0 && batch != only_batch) continue;
+        DeviceArrays arrays;
+        const Input in = random_input(c, model.vocab, batch, mean, 5);
+        EncodeT5Problem problem{};
+        problem.model = view;
+        problem.tokens = {arrays.copy_of(in.ids), arrays.copy_of(in.mask), batch, c.tokens};
+        problem.states = arrays.filled(in.mask.size() * c.dim * 2, 0xff);
+        printf("%5d", batch);
+        for (const EncodeForm form :
+             {EncodeForm::kLong, EncodeForm::kThroughput, EncodeForm::kCluster8}) {
+          if ((only_form != 0 && static_cast<int>(form) != only_form) ||
+              (form != EncodeForm::kLong && batch > 8 && tokens > 250)) {
+            printf("         -");
+            continue;
+          }
+          void* workspace = arrays.filled(workspace_bytes(problem, form), 0);
+          printf("%10.1f", replay_time(problem, form, workspace));
+        }
+        printf("\n");
+        fflush(stdout);
+      }
     }
   }
 }

@@ -113,9 +113,18 @@ def save_encoder(run: RunDirectory, encoder: MLPEncoder) -> None:
 
 
 def load_encoder(run: RunDirectory) -> MLPEncoder | None:
-    """The student's own encoder, in evaluation mode; None where it reads the teacher's states."""
-    if run.require("distill").get("encoder") != "mlp":
+    """The student's own encoder, in evaluation mode; None where it reads the teacher's states.
+
+    Raises ValueError for an encoder of an unknown kind, or one that is missing.
+    """
+    kind = run.require("distill").get("encoder")
+    if kind is None:
         return None
+    if kind != "mlp":
+        raise ValueError(
+            f"{run.path / 'distill.json'}: expected the encoder mlp or none, got {kind!r}; run the "
+            "command again that made the student"
+        )
     try:
         saved = load_tensors(run.encoder)
     except ValueError:

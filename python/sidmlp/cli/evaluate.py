@@ -7,6 +7,9 @@ place. No method may recommend what the user already had. The methods:
   teacher-unconstrained  the same without the catalogue: some answers are no item at all
   reference              the student, decoded by plain PyTorch
   kernel                 the exported student, decoded by sidmlp_kernels
+With --plus DIR also
+  student++              the exported student of another run directory, as `sidmlp distill --encoder
+                         mlp --into DIR` makes it, decoded by sidmlp_kernels
 With --rescore teacher also
   rescore                the kernel proposes as many items as there are beams, the teacher scores
                          them in one forward and orders them
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import add_execution_arguments, positive, seed
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel")
 RESCORERS = ("teacher",)
 RESCORE = "rescore"
+PLUS = "student++"
 DEFAULT = ("popularity", "teacher", "reference", "kernel")
 
 
@@ -63,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=RESCORERS,
         help="measure its order of the kernel's items, beside both alone (default: nobody's)",
     )
+    add("--plus", type=Path, metavar="DIR", help="run directory of a further student to measure")
     add("--seed", type=seed, default=0, help="start of all random numbers")
     add_execution_arguments(parser, precision="fp32")
 
@@ -76,6 +82,8 @@ def run(options: argparse.Namespace) -> None:
 
     directory = RunDirectory(options.run)
     names = options.methods
+    if options.plus is not None:
+        names += (PLUS,)
     if options.rescore:
         names += tuple(name for name in ("teacher", "kernel") if name not in names)
         names += (RESCORE,)
@@ -87,6 +95,7 @@ def run(options: argparse.Namespace) -> None:
         options.users,
         options.seed,
         execution_of(options),
+        plus=None if options.plus is None else RunDirectory(options.plus),
     )
     write_json(
         directory.path / "evaluate.json",
@@ -118,10 +127,12 @@ def measure(
     users: int | None = None,
     seed: int = 0,
     execution: Execution | None = None,
+    plus: RunDirectory | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Per method its Quality as a dict, and a note where there is something to say.
 
-    execution: of teacher, reference and kernel; fp32 on the CPU by default.
+    execution: of teacher, reference and kernel; fp32 on the CPU by default. plus: where the
+    student++ is. Raises ValueError where that is not exported, or of other data.
     """
     from sidmlp.data import leave_last_out
     from sidmlp.evaluate import Quality, Questions
@@ -132,12 +143,21 @@ def measure(
     if beams < 10:
         raise ValueError(f"--beams must be at least 10, as ten items are scored, got {beams}")
     execution = execution or Execution()
+    if plus is not None:
+        both = [run.require("data")["fingerprint"] for run in (directory, plus)]
+        if both[0] != both[1]:
+            raise ValueError(f"{plus.path} is of other data than {directory.path}")
+        plus.require("export")
     split = leave_last_out(load_data(directory))
     examples = split.test if split_name == "test" else split.validation
     questions = Questions.of(examples).sample(users, seed)
     answers = {}
     for name in names:
-        items, note = ask(directory, name, questions, beams, execution)
+        asked = (directory, name)
+        if name == PLUS:
+            assert plus is not None
+            asked = (plus, "kernel")
+        items, note = ask(*asked, questions, beams, execution)
         quality = asdict(Quality.of(items, questions.targets))
         answers[name] = quality | ({"note": note} if note else {})
     return answers

@@ -49,10 +49,12 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def training_log(directory: RunDirectory, name: str, options: argparse.Namespace) -> TrainingLog:
+def training_log(
+    directory: RunDirectory, name: str, options: argparse.Namespace, measure: str = "NDCG@10"
+) -> TrainingLog:
     """What ``train`` reports to: logs/NAME.json and, with --tensorboard, tensorboard/NAME."""
     folder = directory.path / "tensorboard" / name if options.tensorboard else None
-    return TrainingLog(directory.log(name), folder)
+    return TrainingLog(directory.log(name), folder, measure)
 
 
 def summary(result: TrainingResult) -> dict[str, Any]:

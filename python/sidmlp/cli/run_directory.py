@@ -46,6 +46,8 @@ class RunDirectory:
         self.features = path / "features"
         self.student = path / "student.pt"
         self.encoder = path / "encoder.pt"  # an SID-MLP++ student's own
+        self.encoder_progress = path / "encoder-progress.pt"
+        self.encoder_features = path / "encoder-features"
         self.student_progress = path / "student-progress.pt"
         self.checkpoint = path / "student"
 
@@ -97,8 +99,14 @@ class RunDirectory:
 
     def restart_student(self) -> None:
         """Forgets how far distillation is, and what the teacher said."""
-        self.student_progress.unlink(missing_ok=True)
+        self.encoder_progress.unlink(missing_ok=True)
         shutil.rmtree(self.features, ignore_errors=True)
+        self.restart_second_stage()
+
+    def restart_second_stage(self) -> None:
+        """Forgets how far the student's training is, and the states of its own encoder."""
+        self.student_progress.unlink(missing_ok=True)
+        shutil.rmtree(self.encoder_features, ignore_errors=True)
 
     def _record(self, command: str) -> Path:
         return self.path / f"{command}.json"

@@ -112,6 +112,8 @@ def chosen_settings(options: argparse.Namespace) -> list[tuple[Setting, argparse
     if twice:
         raise ValueError(f"--set {twice[0]}: given twice; write all of its values in one --set")
     grid |= dict(asked)
+    if options.into is not None:
+        raise ValueError("--into: every run of a sweep has a directory of its own; say --out")
     if not grid:
         raise ValueError("nothing to sweep; give --set NAME=A,B,.. or --published")
     search = options.search or ("axes" if options.published else "grid")

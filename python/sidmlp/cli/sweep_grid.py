@@ -25,7 +25,7 @@ PUBLISHED: Grid = {
 }
 SEARCHES = ("grid", "axes", "random")
 # Where a run is and how it is started; everything else decides what comes out.
-NOT_SETTINGS = ("run", "restart", "threads", "tensorboard")
+NOT_SETTINGS = ("run", "into", "restart", "threads", "tensorboard")
 
 
 def values(text: str) -> tuple[str, tuple[str, ...]]:

@@ -28,12 +28,16 @@ class TrainingLog:
 
     path          JSON list of the epochs' facts; a number that is not finite is left out
     tensorboard   directory of TensorBoard event files; None writes none
+    measure       what the scores are
 
     Raises ModuleNotFoundError at once where ``tensorboard`` is asked for and not installed.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, tensorboard: Path | None = None, measure: str = "NDCG@10"
+    ) -> None:
         self.path, self.tensorboard = path, tensorboard
+        self._tags = {**SCALARS, "score": f"validation {measure}"}
         self._writer: Any = None
         self._make_writer = None if tensorboard is None else summary_writer()
 
@@ -54,7 +58,7 @@ class TrainingLog:
                 shutil.rmtree(self.tensorboard, ignore_errors=True)
             # What an interrupted training wrote of this epoch is superseded.
             self._writer = self._make_writer(str(self.tensorboard), purge_step=epoch)
-        for name, tag in SCALARS.items():
+        for name, tag in self._tags.items():
             if name in facts:
                 self._writer.add_scalar(tag, facts[name], epoch)
         self._writer.flush()

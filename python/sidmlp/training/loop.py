@@ -98,6 +98,8 @@ def train(
     fingerprint: str = "",
     progress: bool = True,
     log: Log | None = None,
+    measure: str = "NDCG@10",
+    lower_is_better: bool = False,
 ) -> TrainingResult:
     """Trains ``model`` in place and leaves the weights of the best validation in it.
 
@@ -107,7 +109,8 @@ def train(
     device, from the index as a numpy array. lengths: int64 [num_examples]; ``longest`` bounds those
     of the batch, and is 0 without them. On a GPU or compiled, batches have one size and few values
     of ``longest``, and loss_of must not wait for the device, as it is captured in a CUDA graph.
-    validate: a score, higher is better; it is called in evaluation mode without gradients.
+    validate: a score by the name ``measure``, the higher the better unless ``lower_is_better``; it
+    is called in evaluation mode without gradients.
     execution: fp32 on the CPU by default; the model must be on its device.
     state_file: resumed from when it exists, written after every epoch. fingerprint names the data
     and model; a state file with another one, or other options, is refused. log: called after every
@@ -144,7 +147,8 @@ def train(
         **execution.as_dict(),
         **asdict(options),
     }
-    result = TrainingResult(best_score=-math.inf, best_epoch=0, epochs=0)
+    sign = -1 if lower_is_better else 1
+    result = TrainingResult(best_score=-sign * math.inf, best_epoch=0, epochs=0)
     best = _copy(model)
     stale = done = 0
     if state_file is not None and state_file.exists():
@@ -186,14 +190,14 @@ def train(
             model.eval()
             with torch.no_grad():
                 record["score"] = validate()
-            if record["score"] > result.best_score:
+            if sign * record["score"] > sign * result.best_score:
                 result.best_score, result.best_epoch, stale = record["score"], epoch, 0
                 best = _copy(model)
             else:
                 stale += 1
         result.history.append(record)
         if progress:
-            logger.info(_line(label, record))
+            logger.info(_line(label, record, measure))
         if log is not None:
             seconds = time.perf_counter() - begun
             facts = {"learning_rate": rate, "gradient_norm": norm / len(batches)}
@@ -241,9 +245,9 @@ def _rate(step: int, warmup: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
-def _line(label: str, record: dict[str, float]) -> str:
-    score = f", validation NDCG@10 {record['score']:.4f}" if "score" in record else ""
-    return f"{label}: loss {record['loss']:.3f}{score}"
+def _line(label: str, record: dict[str, float], measure: str) -> str:
+    score = f", validation {measure} {record['score']:.4f}" if "score" in record else ""
+    return f"{label}: loss {record['loss']:.4g}{score}"
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from sidmlp_kernels.spec import MAX_LEVELS
 MAX_LAYERS = 8  # csrc/sidmlp/encoder_view.h
 MAX_VOCABULARY = 2**31 - 1
 GATED = (2, 3)  # activations, in the order of spec.FEED_FORWARDS
-FORMS = (0, 1, 2, 4, 8, 16)
+FORMS = (0, 1, 2, 4, 8, 16, 32)
 
 
 def _check_length(sizes: Sequence[int], expected: int) -> None:

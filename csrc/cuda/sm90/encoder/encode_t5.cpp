@@ -4,6 +4,7 @@
 
 #include "cuda/cluster_launch.h"
 #include "cuda/layout.h"
+#include "cuda/sm90/encoder/long.h"
 #include "cuda/sm90/encoder/shape.h"
 #include "cuda/sm90/encoder/split.h"
 
@@ -88,17 +89,23 @@ EncodeShape best_fit(const EncodeT5Problem& problem, int cluster) {
   return {};
 }
 
+// Whether a batch whose form is open takes the one for long requests.
+bool is_long(const EncodeT5Problem& problem) {
+  return long_why_not(problem.model) == nullptr && !takes_wide(problem.model) &&
+         problem.tokens.tokens > kLongTokens;
+}
 EncodeKernels kernels_of(const T5View& m) {
   return takes_split(m)  ? EncodeKernels::kSplit
          : takes_wide(m) ? EncodeKernels::kWide
                          : EncodeKernels::kGeneral;
 }
 EncodeForm form_of(const EncodeT5Problem& problem, EncodeForm asked) {
+  if (asked == EncodeForm::kAuto && is_long(problem)) return EncodeForm::kLong;
   return form_of(asked, problem.tokens.batch, kernels_of(problem.model));
 }
 int blocks_of(EncodeForm form) {  // of a request
-  return form == EncodeForm::kThroughput || form == EncodeForm::kCluster1 ? 1
-                                                                          : static_cast<int>(form);
+  const bool whole = form == EncodeForm::kThroughput || form == EncodeForm::kCluster1;
+  return whole ? 1 : static_cast<int>(form);
 }
 // As many clusters as fit at once; clusters of eight leave some multiprocessors of a group over.
 int clusters_of(const EncodeT5Problem& problem, int blocks) {
@@ -125,7 +132,51 @@ const char* why_not(const EncodeT5Problem& problem) {
   return nullptr;
 }
 
+const char* why_not(const EncodeT5Problem& problem, EncodeForm form) {
+  if (const char* reason = why_not(problem)) return reason;
+  return form == EncodeForm::kLong ? long_why_not(problem.model) : nullptr;
+}
+
+LongShape long_shape(const EncodeT5Problem& problem, int blocks) {
+  const T5View& m = problem.model;
+  const int64_t of_request = round_up(problem.tokens.tokens, kLongRows) / kLongRows;
+  LongShape s{};
+  s.tiles = static_cast<int>(std::min<int64_t>(problem.tokens.batch * of_request,
+                                               std::max<int64_t>(kLongMostTiles, of_request)));
+  const auto take = [&](int64_t size) {
+    const int64_t from = s.bytes;
+    s.bytes += (size + 255) / 256 * 256;
+    return from;
+  };
+  const int64_t tiles = s.tiles;
+  s.x = take(tiles * kLongRows * m.dim * 4);
+  s.qkv = take(tiles * 3 * m.num_heads * kLongBlock);
+  s.mixed = take(tiles * m.num_heads * kLongBlock);
+  s.zeros = take(kLongBlock);
+  s.position = take(tiles * kLongRows * 4);
+  s.requests = take(problem.tokens.batch * 8);
+  s.reach = take(int64_t{4} * blocks);
+  s.arrived = take(4);
+  return s;
+}
+
 namespace {
+
+// One block a multiprocessor, all there at once: they wait for each other.
+cudaError_t launch_long(const EncodeT5Problem& problem, void* workspace, cudaStream_t stream) {
+  const T5View& m = problem.model;
+  const void* kernel =
+      m.dtype == DType::kBFloat16 ? long_bf16(m.dim, m.activation) : long_fp16(m.dim, m.activation);
+  const int blocks = multiprocessors(), shared_bytes = long_shared_bytes();
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error != cudaSuccess) return error;
+  LongShape shape = long_shape(problem, blocks);
+  void* arguments[] = {const_cast<EncodeT5Problem*>(&problem), &shape, &workspace};
+  return cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(blocks)),
+                                     dim3(kLongThreads), arguments,
+                                     static_cast<size_t>(shared_bytes), stream);
+}
 
 // Both: of a form that form_of gave.
 bool is_wide(const EncodeT5Problem& problem, EncodeForm form) {
@@ -134,13 +185,14 @@ bool is_wide(const EncodeT5Problem& problem, EncodeForm form) {
           (form == EncodeForm::kCluster1 && !takes_split(problem.model)));
 }
 bool is_split(const EncodeT5Problem& problem, EncodeForm form) {
-  return takes_split(problem.model) && form != EncodeForm::kThroughput;
+  return takes_split(problem.model) && form != EncodeForm::kThroughput && form != EncodeForm::kLong;
 }
 
 }  // namespace
 
 int64_t workspace_bytes(const EncodeT5Problem& problem, EncodeForm form) {
   form = form_of(problem, form);
+  if (form == EncodeForm::kLong) return long_shape(problem, multiprocessors()).bytes;
   if (is_wide(problem, form) || is_split(problem, form)) return 0;
   const EncodeShape shape = encode_shape(problem, form);
   return shape.workspace_bytes * shape.cluster * shape.clusters;
@@ -155,6 +207,7 @@ cudaError_t launch(const EncodeT5Problem& problem, EncodeForm form, void* worksp
   }
   const bool bf16 = problem.model.dtype == DType::kBFloat16;
   form = form_of(problem, form);
+  if (form == EncodeForm::kLong) return launch_long(problem, workspace, stream);
   const int blocks = blocks_of(form), clusters = clusters_of(problem, blocks);
   if (is_wide(problem, form) || is_split(problem, form)) {
     void* arguments[] = {const_cast<EncodeT5Problem*>(&problem)};

@@ -16,6 +16,8 @@ struct EncodeT5Problem {
 
 // Why the kernels do not take this problem; nullptr when they do. The batch does not decide.
 const char* why_not(const EncodeT5Problem& problem);
+// The same of one form: only kLong does not take whatever the others take.
+const char* why_not(const EncodeT5Problem& problem, EncodeForm form);
 
 // Bytes of global memory that the launch needs, 256-byte aligned; 0 for short requests.
 int64_t workspace_bytes(const EncodeT5Problem& problem, EncodeForm form);

@@ -11,12 +11,13 @@ namespace sidmlp::cuda::sm90 {
 // A form fixes the order of every sum: within one, the bits of a request's states depend on its
 // valid tokens and their positions only. Between two forms they differ by roundings.
 enum class EncodeForm : int32_t {
-  kAuto = 0,        // by batch, from kEncodeForms
+  kAuto = 0,        // by batch, from kEncodeForms and long.h
   kThroughput = 1,  // a block takes whole requests through all layers
   kCluster2 = 2,    // as many blocks share a request's heads and feed-forward columns
   kCluster4 = 4,
   kCluster8 = 8,
-  kCluster1 = 16  // a block takes one request at a time; models that split.h does not take: as 1
+  kCluster1 = 16,  // a block takes one request at a time; models that split.h does not take: as 1
+  kLong = 32  // all blocks go through all requests together, layer by layer; models of long.h alone
 };
 
 struct EncodeFormRow {
