@@ -33,6 +33,7 @@ REFERENCE_PLUS, RESCORE_PLUS = "reference++", "rescore++"
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel", EXACT, RESCORE)
 METHODS_PLUS = (REFERENCE_PLUS, PLUS, EXACT_PLUS, RESCORE_PLUS)
 MODELS = ("train-teacher", "distill")
+SAMPLE_SEED = 0  # one sample for every experiment's seed, so that these differ by training alone
 RESAMPLES = 1000
 LEVEL = 0.95
 METRICS = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
@@ -42,8 +43,9 @@ def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
     """Asks every method that has not answered yet, of experiment.methods if given, and keeps each
     answer at once."""
     run = experiment.run
-    # One sample for every seed, so that seeds differ by training alone.
-    questions = Questions.of(leave_last_out(load_data(run)).test).sample(experiment.users, seed=0)
+    questions = Questions.of(leave_last_out(load_data(run)).test).sample(
+        experiment.users, SAMPLE_SEED
+    )
     made_from = _made_from(experiment, plus, len(questions.targets))
     asked = _methods(experiment, plus, questions)
     kept = answers(run)
@@ -170,7 +172,8 @@ def _made_from(
     run = experiment.run
     data = run.require("data")["fingerprint"]
     teacher, student = (run.require(name)["fingerprint"] for name in ("train-teacher", "distill"))
-    asked = [users, experiment.beams]
+    # On another device the kernels' numbers have another format.
+    asked = [users, experiment.beams, Execution.choose(experiment.device).device.type]
     found: dict[str, list[Any]] = {name: [*asked, teacher, student] for name in METHODS}
     found["popularity"] = [users, data]
     found["teacher"] = found["teacher-unconstrained"] = [*asked, teacher]
@@ -192,6 +195,7 @@ def _write_evaluation(
         values = per_user(ranks[method]).mean(0).tolist()
         quality[name] = {**dict(zip(METRICS, values, strict=True)), "note": facts[method]["note"]}
     asked = {"split": "test", "beams": experiment.beams, "users": experiment.users}
+    asked |= {"seed": SAMPLE_SEED}
     made_from = {name: of.require(name)["fingerprint"] for name in MODELS}
     write_json(of.path / "evaluate.json", {**asked, "made_from": made_from, "quality": quality})
 

@@ -1,4 +1,4 @@
-"""What bench_quality trains: the arguments of every step, as the command line takes them."""
+"""What quality.py trains: the arguments of every step, as the command line takes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages of bench_quality: each a command of `sidmlp` called in this process, or a measurement.
+"""The stages of quality.py: each a command of `sidmlp` called in this process, or a measurement.
 
 A stage that is finished leaves its mark in stages.json of the run directory: with which arguments,
 in how many seconds, on what machine. Later calls skip it; other arguments are refused. Weights of
@@ -163,7 +163,7 @@ def _round(run: RunDirectory, command: str, paths: list[Path]) -> None:
 def ensure_export(run: RunDirectory) -> None:
     """The checkpoint that the kernels read, made anew where it is missing or outdated."""
     try:
-        exported = Path(run.require("export")["directory"])
+        exported: Path | None = run.exported()
     except ValueError:
         exported = None
     if exported is None or not exported.is_dir() or exported != run.checkpoint:

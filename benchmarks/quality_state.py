@@ -1,4 +1,4 @@
-"""Carries bench_quality's results between machines: what is finished, small, in few files.
+"""Carries quality.py's results between machines: what is finished, small, in few files.
 
 A bundle is a tar file of everything that later stages read and cannot make anew in seconds, cut
 into parts of at most PART_BYTES: <experiment>.tar.00, .01, ... A training that is under way is

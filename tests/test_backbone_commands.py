@@ -61,6 +61,17 @@ def test_evaluate_and_rescore(run, capsys):
     assert found["rescore"] == pytest.approx(found["teacher"], abs=1e-4)
 
 
+def test_speed_is_that_of_its_encoder_and_kernel(run):
+    pytest.importorskip("matplotlib", reason="the package matplotlib is not installed")
+    assert main(["export", "--run", str(run)]) == 0
+    assert main(["evaluate", "--run", str(run), "--rescore", "teacher", "--beams", "10"]) == 0
+    timing = ["--speed", "--seconds", "0.05", "--batch", "8"]
+    assert main(["report", "--run", str(run), *timing]) == 0
+    speed = json.loads((run / "report" / "report.json").read_text())["speed"]
+    assert set(speed) == {"teacher", "kernel", "rescore"}
+    assert all(timed["users_per_s"] > 0 for timed in speed.values())
+
+
 def test_recommend_needs_the_run_of_the_teacher(run, capsys):
     assert main(["export", "--run", str(run)]) == 0
     checkpoint = str(run / "student")

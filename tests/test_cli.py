@@ -14,6 +14,7 @@ import torch
 from sidmlp.cli import COMMANDS, main
 from sidmlp.cli.run_directory import PARENTS, RunDirectory
 from sidmlp.data import load_table
+from sidmlp.training import load_tensors, save_tensors
 
 TEACHER_SIZES = ["--dim", "16", "--layers", "1", "--heads", "2", "--head-dim", "8", "--ffn", "16"]
 TEACHER = [*TEACHER_SIZES, "--epochs", "2", "--batch-size", "32"]
@@ -156,6 +157,18 @@ class TestSteps:
         assert "epoch" not in caplog.text  # all epochs are done, so none runs again
         assert "in epoch" in capsys.readouterr().out
 
+    def test_a_copied_run_evaluates_its_own_student(self, run, tmp_path, capsys):
+        import shutil
+
+        copy = tmp_path / "copy"
+        shutil.copytree(run, copy)
+        shutil.rmtree(copy / "student")
+        asked = ["evaluate", "--methods", "kernel"]
+        assert "student" in fails(capsys, *asked, "--run", copy)
+        assert main(["export", "--run", str(copy), "--out", str(tmp_path / "out")]) == 0
+        assert RunDirectory(copy).exported() == (tmp_path / "out").resolve()
+        assert main([*asked, "--run", str(copy)]) == 0
+
     def test_ready_made_ids(self, run, tmp_path):
         np.savez(
             tmp_path / "sequences.npz",
@@ -256,6 +269,9 @@ class TestMistakes:
         assert main(["train-teacher", *where, *TEACHER, "--restart"]) == 0
 
     def test_other_settings_do_not_continue(self, run, capsys):
+        message = fails(capsys, "train-teacher", "--run", run, *TEACHER, "--beams", "30")
+        assert "validation than this call's" in message
+        assert "--restart" in message
         message = fails(capsys, "distill", "--run", run, *STUDENT, "--lr", "0.5")
         assert "learning_rate" in message
         assert "--restart" in message
@@ -312,10 +328,39 @@ class TestMistakes:
         copy = tmp_path / "copy"
         shutil.copytree(run, copy)
         directory = RunDirectory(copy)
+        good = load_tensors(directory.student)
+        save_tensors(directory.student, {"weights": {}})
+        assert "student.pt holds no student" in fails(capsys, "export", "--run", copy)
+        save_tensors(directory.student, good)
+        save_tensors(directory.teacher_progress, {"result": {}})
+        message = fails(capsys, "train-teacher", "--run", copy, *TEACHER)
+        assert "teacher-progress.pt holds no state of a training" in message
+        (copy / "distill.json").write_text("[]")
+        message = fails(capsys, "export", "--run", copy)
+        assert "distill.json is no record of a command; run `sidmlp distill" in message
+        shutil.copy2(run / "distill.json", copy)
         directory.teacher.write_bytes(b"nonsense")
         assert "teacher.pt is damaged" in fails(capsys, "export", "--run", copy)
         directory.codes.write_bytes(b"nonsense")
         assert "codes.npy" in fails(capsys, "export", "--run", copy)
+
+    @pytest.mark.parametrize(
+        "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")]
+    )
+    def test_out_of_memory(self, run, capsys, monkeypatch, error):
+        def greedy(_):
+            raise error
+
+        monkeypatch.setattr("sidmlp.cli.evaluate.run", greedy)
+        assert "out of memory" in fails(capsys, "evaluate", "--run", run)
+
+    def test_errors_of_ours_keep_their_traceback(self, run, monkeypatch):
+        def wrong(_):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr("sidmlp.cli.evaluate.run", wrong)
+        with pytest.raises(RuntimeError, match="a bug"):
+            main(["evaluate", "--run", str(run)])
 
     def test_a_missing_package_is_named(self, run, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "sidmlp_kernels", None)

@@ -80,3 +80,13 @@ def test_rescoring_reads_the_teacher_s_own_states(where) -> None:
     for name in ("recall_5", "ndcg_5", "ndcg_10"):
         assert found["rescore"][name] == pytest.approx(found["teacher"][name])
     assert found["kernel"]["ndcg_5"] != pytest.approx(found["teacher"]["ndcg_5"])
+
+
+def test_report_takes_it_for_a_students_second_row(where) -> None:
+    pytest.importorskip("matplotlib", reason="the package matplotlib is not installed")
+    assert main(["evaluate", *where, "--methods", "teacher,kernel", "--beams", str(BEAMS)]) == 0
+    assert main(["report", *where, "--plus", where[1]]) == 0
+    report = json.loads((Path(where[1]) / "report" / "report.json").read_text())
+    # Nobody trained it here, so it has quality and no curve.
+    assert report["quality"]["student++"] == report["quality"]["kernel"]
+    assert report["training"] == {}

@@ -266,3 +266,28 @@ class TestFailures:
         # 100 steps are an epoch; step 130 is found out at the end of the check at step 64.
         assert calls == 164
         assert "after epoch 1 is kept" in str(error.value)
+
+    def test_a_gradient_that_is_nan_in_the_last_step_spoils_no_state(self, tmp_path):
+        model, calls = nn.Linear(1, 1), 0
+
+        def loss_of(longest, index):
+            nonlocal calls
+            calls += 1
+            # At 0 a root is finite and its slope is not.
+            at = model.weight * 0 if calls == 6 else model.weight.abs() + 1
+            return at.sum().sqrt()
+
+        with pytest.raises(TrainingFailed, match="gradient norm is nan in epoch 2"):
+            train(
+                model,
+                9,
+                loss_of,
+                lambda: 0.5,
+                LoopOptions(epochs=5, batch_size=3),
+                name="toy",
+                state_file=tmp_path / "state.pt",
+                progress=False,
+            )
+        kept = load_tensors(tmp_path / "state.pt")
+        assert kept["result"]["epochs"] == 1
+        assert torch.isfinite(kept["model"]["weight"]).all()

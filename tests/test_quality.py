@@ -146,6 +146,9 @@ def test_only_answers_of_another_student_are_asked_again(
         "reference",
         "kernel",
     ]
+    # A GPU's answers, in another number format, would not be taken for these.
+    kept = json.loads((tmp_path / "work" / NAME / "answers.json").read_text())
+    assert all("cpu" in kept[name]["made_from"] for name in kept if name != "popularity")
 
 
 def test_some_methods_are_asked_elsewhere(

@@ -99,6 +99,13 @@ def test_a_second_student_gets_a_row(copy: Path, capsys: pytest.CaptureFixture[s
     assert main(evaluate) == 0
     assert "other beams" in refused(capsys, *plus)
     assert main([*evaluate, "--beams", "10"]) == 0
+    sample = ["--beams", "10", "--users", "9"]
+    assert main([*evaluate, *sample, "--seed", "1"]) == 0
+    assert "other users" in refused(capsys, *plus)
+    mine = ["evaluate", "--run", str(copy), "--methods", "kernel", *sample]
+    assert main(mine) == 0
+    assert "other seed" in refused(capsys, *plus)
+    assert main([*evaluate, *sample]) == 0
     assert main(["report", *map(str, plus)]) == 0
     report = json.loads((copy / "report" / "report.json").read_text())
     own = json.loads((other / "evaluate.json").read_text())["quality"]["kernel"]

@@ -91,6 +91,17 @@ def test_killed_while_replacing_leaves_no_record(run: RunDirectory, monkeypatch)
         run.require("tokenize")
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(run) -> None:
+    left = run.path / f".new.{os.getpid()}"
+    left.mkdir()
+    write(left / "codes.npy", "half")
+    with staged(run) as new:
+        new.finish("tokenize", "3")
+    assert run.require("tokenize")["fingerprint"] == "3"
+    assert not left.exists()
+    assert contents(run)["codes.npy"] != "half"
+
+
 FULL = Path("/dev/full")  # a device on which every write fails as on a full disk
 
 

@@ -161,6 +161,9 @@ def test_features_are_shared_unless_the_examples_differ(run: Path) -> None:
     assert sweep(run, "--out", str(run / "seeds"), "--set", "seed=0,1") == 0
     own = [run / "seeds" / f"seed={seed}" / "features" for seed in (0, 1)]
     assert not any(folder.is_symlink() for folder in own)
+    kinds = ["--set", "feature-precision=fp32,bf16"]
+    assert sweep(run, "--out", str(run / "kinds"), *kinds) == 0
+    assert not (run / "kinds" / "feature-precision=bf16" / "features").is_symlink()
 
 
 @pytest.mark.parametrize(
@@ -168,6 +171,11 @@ def test_features_are_shared_unless_the_examples_differ(run: Path) -> None:
     [
         (["--set", "hiden=8,16"], "unrecognized arguments: --hiden=8"),
         (["--set", "hidden=8,x"], "expected a whole number of at least 1, got 'x'"),
+        (["--set", "seed=0,-1"], "expected a whole number of at least 0, got '-1'"),
+        # These would be refused at their turn, after the runs before them.
+        (["--set", "tau=1,0"], "tau=0: tau must be positive"),
+        (["--set", "lr=0.1,-1"], "lr=-1: learning_rate must be positive"),
+        (["--set", "heads=2,3"], "heads=3: num_heads: expected a divisor of attention_dim 16"),
         (["--set", "run=a,b"], "no setting of a student"),
         (["--set", "hidden=8", "--set", "hidden=16"], "given twice"),
         ([], "nothing to sweep"),

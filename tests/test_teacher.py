@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -361,6 +363,16 @@ class TestTraining:
         again = load_tensors(tmp_path / "x.pt")
         assert torch.equal(again.pop("a"), value.pop("a"))
         assert again == value
+
+    def test_another_process_saves_the_same_bytes(self, tmp_path, monkeypatch):
+        # Records name models by the hash of their files: a finished command that is run again must
+        # not outdate what was made from its result.
+        saved = []
+        for process in (11, 222):
+            monkeypatch.setattr(os, "getpid", lambda process=process: process)
+            save_tensors(tmp_path / "x.pt", {"a": torch.arange(3), "b": torch.ones(2)})
+            saved.append((tmp_path / "x.pt").read_bytes())
+        assert saved[0] == saved[1]
 
     @pytest.mark.parametrize(
         ("changes", "word"),

@@ -97,6 +97,17 @@ def main(argv: list[str] | None = None) -> int:
         named = "" if error.filename is None else f": {error.filename}"
         print(f"sidmlp {command}: {error.strerror or error}{named}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        # torch.OutOfMemoryError, by name: nothing here imports torch.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(
+            f"sidmlp {command}: out of memory ({_one_sentence(error) or 'no more is to be had'}); "
+            f"free some, or ask for less at a time (--batch-size, --batch, --beams, --users, where "
+            f"the command has them; trainings with another --batch-size begin anew: --restart)",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"\nsidmlp {command}: stopped; run the same command again", file=sys.stderr)
         return 130

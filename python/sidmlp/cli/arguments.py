@@ -21,6 +21,13 @@ def positive(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def sizes(text: str) -> tuple[int, ...]:
     """Positive whole numbers separated by commas."""
     return tuple(positive(part) for part in text.split(","))
@@ -124,7 +131,7 @@ def add_training_arguments(
         metavar="N",
         help="stop after that many validations without a better NDCG@10",
     )
-    add("--seed", type=int, default=0, help="start of all random numbers")
+    add("--seed", type=seed, default=0, help="start of all random numbers")
     add(
         "--threads",
         type=positive,

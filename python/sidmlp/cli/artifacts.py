@@ -70,8 +70,13 @@ def load_student(run: RunDirectory) -> Student:
     """The student that ``sidmlp distill`` left, in evaluation mode."""
     run.require("distill")
     saved = load_tensors(run.student)
-    student = Student(StudentConfig(**saved["config"]))
-    student.load_state_dict(saved["weights"])
+    try:
+        student = Student(StudentConfig(**saved["config"]))
+        student.load_state_dict(saved["weights"])
+    except (KeyError, TypeError, RuntimeError):
+        raise ValueError(
+            f"{run.student} holds no student; run the command again that made it"
+        ) from None
     return student.eval()
 
 

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_execution_arguments, positive
+from .arguments import add_execution_arguments, positive, seed
 from .run_directory import RunDirectory, add_run_argument
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from sidmlp.evaluate import Questions, Recommend
     from sidmlp.teacher import GenerativeTeacher
-    from sidmlp.teacher.scoring import Score
     from sidmlp.training import Execution
 
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel")
@@ -70,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure its order of the kernel's items, beside both alone (default: nobody's)",
     )
     add("--plus", type=Path, metavar="DIR", help="run directory of a further student to measure")
-    add("--seed", type=int, default=0, help="start of all random numbers")
+    add("--seed", type=seed, default=0, help="start of all random numbers")
     add_execution_arguments(parser, precision="fp32")
 
 
@@ -104,6 +103,7 @@ def run(options: argparse.Namespace) -> None:
             "split": options.split,
             "beams": options.beams,
             "users": options.users,
+            "seed": options.seed,
             "made_from": directory.fingerprints(),
             "quality": found,
         },
@@ -222,39 +222,25 @@ def kernel_recommend(
 ) -> Recommend:
     """The exported student behind sidmlp_kernels, in dense item indices.
 
-    execution: its device, and bfloat16 if its precision is bf16, float32 otherwise.
-    rescore_by: the teacher, to order the student's items; it reads the states that the student
-    reads where those are its own and enough for it, else it reads the histories itself.
+    execution: see ``served_student``. rescore_by: the teacher, to order the student's items; see
+    ``rescoring``.
     """
     import numpy as np
     import torch
 
-    from sidmlp.teacher import CandidateModel, CandidateScorer
+    from .artifacts import load_data
+    from .served import rescoring, served_student
 
-    from .artifacts import encoder_kind, load_data, load_served
-
-    checkpoint = Path(directory.require("export")["directory"])
-    model = load_served(
-        checkpoint,
-        directory,
-        device=execution.device,
-        dtype=torch.bfloat16 if execution.precision == "bf16" else torch.float32,
-    )
-    scorer, from_states = None, False
-    if rescore_by is not None:
-        scorer = CandidateScorer(rescore_by.to(model.device).eval())
-        # The states are the teacher's own only where the checkpoint has the teacher's encoder.
-        from_states = isinstance(rescore_by, CandidateModel) and encoder_kind(checkpoint) == "t5"
+    model, checkpoint = served_student(directory, execution)
+    rescore = None if rescore_by is None else rescoring(model, checkpoint, rescore_by)
     ids = load_data(directory).item_ids
     order = np.argsort(ids)
 
     def recommend(histories: list[np.ndarray], exclude: list[np.ndarray], k: int) -> torch.Tensor:
         batch = model.batch([ids[history] for history in histories])
         seen = [ids[items] for items in exclude]
-        rescore: Score | None = scorer
-        if scorer is not None and not from_states:
-            rescore = scorer.of_requests(batch.ids, batch.mask)
-        found = model.decode(batch, k=k, num_beams=beams, exclude=seen, rescore=rescore)
+        by = None if rescore is None else rescore(batch)
+        found = model.decode(batch, k=k, num_beams=beams, exclude=seen, rescore=by)
         items = found.items.cpu().numpy()
         dense = order[np.searchsorted(ids, np.maximum(items, ids.min()), sorter=order)]
         return torch.from_numpy(np.where(items < 0, -1, dense))

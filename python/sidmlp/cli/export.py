@@ -56,7 +56,9 @@ def run(options: argparse.Namespace) -> None:
     if data.titles is not None or data.item_names is not None:
         titles = {str(data.item_ids[item]): data.title(item) for item in range(data.num_items)}
         write_json(target / TITLES, titles)
-    directory.finish("export", fingerprint, directory=str(target))
+    # One inside the run directory moves with it; any other is found from wherever one asks.
+    own = target.resolve() == directory.checkpoint.resolve()
+    directory.finish("export", fingerprint, directory=None if own else str(target.resolve()))
     if encoder_config is not None:
         print(f"exported to {target}; load it with sidmlp_kernels.load({str(target)!r})")
     else:

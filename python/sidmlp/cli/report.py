@@ -66,7 +66,9 @@ def run(options: argparse.Namespace) -> None:
     if options.plus is not None:
         plus = RunDirectory(options.plus)
         quality[PLUS] = quality_of_plus(directory, plus, evaluation)
-        trained[PLUS] = trainings(plus)["student"]
+        own = trainings(plus)
+        if "student" in own:  # not one that was imported
+            trained[PLUS] = own["student"]
     out = options.out or directory.path / "report"
     if options.speed:
         from .loop_options import execution_of
@@ -117,7 +119,8 @@ def evaluated(directory: RunDirectory) -> dict[str, Any]:
         raise ValueError(f"{path} lacks {missing[0]!r}; {again} again")
     check_made_from(directory, found["made_from"], str(path), again)
     check_quality(found["quality"], str(path))
-    return {"users": None, **found}
+    # A seed chooses a sample of users and says nothing where all were asked.
+    return {"users": None, **found, "seed": found.get("seed") if found.get("users") else None}
 
 
 def check_made_from(
@@ -137,7 +140,7 @@ def quality_of_plus(
 ) -> dict[str, Any]:
     """The kernel's row of the other run, which must have answered the same questions."""
     other = evaluated(plus)
-    same = ("split", "beams", "users")
+    same = ("split", "beams", "users", "seed")
     wrong = [key for key in same if other[key] != evaluation[key]]
     data = [run.require("data")["fingerprint"] for run in (directory, plus)]
     if wrong or data[0] != data[1]:

@@ -79,12 +79,19 @@ class RunDirectory:
         if not self._record(command).is_file():
             raise ValueError(f"{self.path} has no result of `sidmlp {command}` yet; {remedy}")
         record = read_json(self._record(command))
+        if not isinstance(record, dict) or not {"fingerprint", "from"} <= set(record):
+            raise ValueError(f"{self._record(command)} is no record of a command; {remedy} again")
         if record["from"] != upstream:
             raise ValueError(
                 f"the result of `sidmlp {command}` in {self.path} was made before "
                 f"`sidmlp {parent}` ran last; {remedy} again"
             )
         return record
+
+    def exported(self) -> Path:
+        """The checkpoint of ``sidmlp export``; ValueError where there is no current one."""
+        named = self.require("export")["directory"]
+        return self.checkpoint if named is None else Path(named)
 
     def restart_teacher(self) -> None:
         """Forgets how far the teacher's training is."""

@@ -77,27 +77,17 @@ def _timed(
 def _kernel(
     directory: RunDirectory, questions: Any, beams: int, execution: Execution, rescore: bool
 ) -> tuple[str, str, Callable[[], object]]:
-    import torch
-
-    import sidmlp_kernels
-    from sidmlp.teacher import CandidateScorer
-
     from .artifacts import load_data, load_teacher
+    from .served import rescoring, served_student
 
-    model = sidmlp_kernels.load(
-        directory.require("export")["directory"],
-        device=execution.device,
-        dtype=torch.bfloat16 if execution.precision == "bf16" else torch.float32,
-    )
-    scorer = None
-    if rescore:
-        scorer = CandidateScorer(load_teacher(directory).to(model.device).eval())
+    model, checkpoint = served_student(directory, execution)
     ids = load_data(directory).item_ids
     histories = [ids[history] for history in questions.exclude]
     batch = model.batch(histories)
+    by = rescoring(model, checkpoint, load_teacher(directory))(batch) if rescore else None
 
     def call() -> object:
-        return model.decode(batch, k=K, num_beams=beams, exclude=histories, rescore=scorer)
+        return model.decode(batch, k=K, num_beams=beams, exclude=histories, rescore=by)
 
     dtype = str(model.dtype).removeprefix("torch.")
     how = f"`Recommender.decode` on {model.device.type}, {model.backend}, {dtype}"

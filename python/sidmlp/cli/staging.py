@@ -26,6 +26,8 @@ def staged(run: RunDirectory) -> Iterator[RunDirectory]:
     records = {f"{command}.json" for command in PARENTS}
     try:
         with write_errors(run.path):
+            # Of a process that was killed; in containers all of them have the same few numbers.
+            shutil.rmtree(new.path, ignore_errors=True)
             new.path.mkdir(parents=True)
             for name in records:
                 if (run.path / name).is_file():

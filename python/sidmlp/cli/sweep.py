@@ -88,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
     directory = RunDirectory(options.run)
     directory.require("train-teacher")
     settings = chosen_settings(options)
+    check_values(directory, settings)
     out = options.out or directory.path / "sweep"
     rows: list[dict[str, Any]] = []
     for number, (setting, own) in enumerate(settings, 1):
@@ -131,6 +132,35 @@ def chosen_settings(options: argparse.Namespace) -> list[tuple[Setting, argparse
         if all(own != other for _, other in settings):
             settings.append((setting, own))
     return settings
+
+
+def check_values(
+    directory: RunDirectory, settings: list[tuple[Setting, argparse.Namespace]]
+) -> None:
+    """ValueError for a setting that its training would refuse: not hours later, at its turn."""
+    from sidmlp.distill import DistillOptions
+    from sidmlp.student import StudentConfig
+
+    from .artifacts import load_teacher
+    from .loop_options import execution_of, loop_options
+
+    teacher = load_teacher(directory)
+    for setting, own in settings:
+        try:
+            loop_options(own, execution_of(own))
+            DistillOptions(alpha=own.alpha, tau=own.tau)
+            StudentConfig(
+                codes_per_level=teacher.codes_per_level,
+                dim=teacher.dim,
+                attention_dim=own.attention or teacher.dim,
+                num_heads=own.heads,
+                ffn_dim=own.ffn or 4 * teacher.dim,
+                hidden_dim=own.hidden,
+                embedding_dim=teacher.dim,
+                blocks_per_head=own.blocks,
+            )
+        except ValueError as error:
+            raise ValueError(f"{label(setting)}: {error}") from None
 
 
 def one_run(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import positive, share, sizes
+from .arguments import positive, seed, share, sizes
 from .run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what runs k-means; auto takes faiss where it is installed",
     )
-    parser.add_argument("--seed", type=int, default=0, help="start of all random numbers")
+    parser.add_argument("--seed", type=seed, default=0, help="start of all random numbers")
     add = parser.add_argument_group("RQ-VAE").add_argument
     add("--latent", type=positive, default=32, help="width of the quantised vectors")
     add(

@@ -85,7 +85,9 @@ def train_teacher(
         execution=execution,
         lengths=data.lengths,
         state_file=state_file,
-        fingerprint=f"{fingerprint} {teacher.config} targets={targets_per_history}",
+        # Scores of other users or beams could not be compared with those before.
+        fingerprint=f"{fingerprint} {teacher.config} targets={targets_per_history} "
+        f"users={validation_users} beams={validation_beams}",
         progress=progress,
         log=log,
     )

@@ -116,7 +116,8 @@ def train(
     and model; a state file with another one, or other options, is refused. log: called after every
     epoch with its number ``epoch``, mean ``loss``, last ``learning_rate``, mean ``gradient_norm``
     before clipping, ``seconds`` with validation, and ``score`` where it was validated.
-    Raises TrainingFailed when the loss is not finite, at the latest at the end of the epoch.
+    Raises TrainingFailed when a loss or a gradient is not finite, at the latest at the end of the
+    epoch, whose weights are not saved then.
     """
     if num_examples < 1:
         raise ValueError(f"{name} has no training example; its users need at least 4 interactions")
@@ -152,6 +153,10 @@ def train(
     stale = done = 0
     if state_file is not None and state_file.exists():
         state = load_tensors(state_file)
+        if not isinstance(state, dict) or "identity" not in state:
+            raise ValueError(
+                f"{state_file} holds no state of a training; delete it, or start afresh (--restart)"
+            )
         _check_identity(state["identity"], identity, state_file)
         model.load_state_dict(state["model"])
         step.load_optimizer(state["optimizer"])
@@ -173,11 +178,12 @@ def train(
                 step(batch, tensors, rate)
                 done += 1
                 if number % STEPS_PER_CHECK == 0:
-                    value = step.totals()[0] / (number * options.batch_size)
-                    _check_finite(value, name, epoch, state_file)
+                    total, norm = step.totals()
+                    value = total / (number * options.batch_size)
+                    _check_finite(value, norm, name, epoch, state_file)
                     steps_bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         total, norm = step.totals()
-        _check_finite(total / per_epoch, name, epoch, state_file)
+        _check_finite(total / per_epoch, norm, name, epoch, state_file)
         result.epochs = epoch
         record = {"epoch": float(epoch), "loss": total / per_epoch}
         if epoch % options.validate_every == 0 or epoch == options.epochs:
@@ -251,14 +257,25 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
 def _check_identity(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     for name, value in wanted.items():
         if saved.get(name) != value:
+            if name == "fingerprint":
+                raise ValueError(
+                    f"{path} belongs to other data, another model, loss or validation than this "
+                    "call's; use the same to resume, or start afresh (--restart)"
+                )
             raise ValueError(
                 f"{path} was trained with {name}={saved.get(name)!r}, this call has {value!r}; "
                 "use the same settings to resume, or start afresh (--restart)"
             )
 
 
-def _check_finite(value: float, name: str, epoch: int, state_file: Path | None) -> None:
-    if math.isfinite(value):
+def _check_finite(loss: float, norm: float, name: str, epoch: int, state_file: Path | None) -> None:
+    # A gradient alone may be: of the last step, its weights would show in the next epoch's loss.
+    wrong = [
+        f"{what} is {value}"
+        for what, value in (("loss", loss), ("gradient norm", norm))
+        if not math.isfinite(value)
+    ]
+    if not wrong:
         return
     kept = (
         f"the state after epoch {epoch - 1} is kept in {state_file}"
@@ -266,5 +283,6 @@ def _check_finite(value: float, name: str, epoch: int, state_file: Path | None) 
         else "nothing was saved yet"
     )
     raise TrainingFailed(
-        f"{name}: the loss is {value} in epoch {epoch}; {kept}; try a lower learning rate"
+        f"{name}: the {wrong[0]} in epoch {epoch}; {kept}; try a lower learning rate, from the "
+        f"start (--restart)"
     )

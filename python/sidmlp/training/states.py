@@ -15,10 +15,15 @@ from sidmlp.data.files import write_atomically
 
 
 def save_tensors(path: Path, value: dict[str, Any]) -> None:
-    """Writes nested dicts and lists of tensors, numbers and strings, atomically."""
+    """Writes nested dicts and lists of tensors, numbers and strings, atomically.
+
+    The same value makes the same bytes, so that a file's hash says what is in it.
+    """
 
     def write(temporary: Path) -> None:
-        torch.save(value, temporary)
+        # Given a name, torch writes it into the archive, and the temporary one differs by process.
+        with temporary.open("wb") as file:
+            torch.save(value, file)
 
     write_atomically(path, write)
 
