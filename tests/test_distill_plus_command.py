@@ -105,6 +105,27 @@ def test_evaluate_prints_all_three(base, plus, capsys):
     assert alone["kernel"] == pytest.approx(alone["reference"])
 
 
+def test_a_row_of_an_older_further_student_is_refused(base, tmp_path, capsys):
+    where = tmp_path / "retrained"
+    distill = ["distill", "--run", str(base), "--into", str(where), *PLUS]
+    assert main(distill) == 0
+    assert main(["export", "--run", str(where)]) == 0
+    asked = ["--methods", "popularity,teacher,kernel", "--plus", str(where), "--beams", "30"]
+    assert main(["evaluate", "--run", str(base), *asked]) == 0
+    report = ["report", "--run", str(base), "--out", str(tmp_path / "report")]
+    assert main(report) == 0
+    assert main([*distill, "--alpha", "0.9", "--restart"]) == 0
+    capsys.readouterr()
+    assert main(report) == 2
+    assert "was measured before `sidmlp distill` ran last" in capsys.readouterr().err
+
+
+def test_students_that_drop_everything_are_refused(base, tmp_path, capsys):
+    where = ["--run", str(base), "--into", str(tmp_path / "nothing")]
+    assert main(["distill", *where, "--dropout", "1"]) == 2
+    assert "dropout must be in [0, 1), got 1.0" in capsys.readouterr().err
+
+
 def test_joint_from_another_student(base, tmp_path, capsys):
     where = ["--run", str(base), "--into", str(tmp_path / "joint")]
     more = ["--joint", "--init-from", str(base)]

@@ -53,6 +53,9 @@ def test_runs_everything(tool: str, tmp_path: Path) -> None:
     assert "-m sanitize" in tests
     assert "--require-cuda" in tests
     assert tests.endswith("--tb=line")
+    parted = [run for run in runs if "kns=encode_t5_long" in run]
+    assert len(parted) == (2 if tool == "synccheck" else 0)  # encode_check and the tests
+    assert "--kernel-name-exclude kns=at::native" in tests
 
 
 @pytest.mark.parametrize("target", TARGETS)

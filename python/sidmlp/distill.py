@@ -70,9 +70,11 @@ def make_student(
     """An untrained student for a teacher: its width, its codes, its code embeddings (frozen).
 
     attention_dim defaults to the teacher's width and ffn_dim to four times that. Raises ValueError
-    for a teacher that is not ``sidmlp.teacher.Distillable``.
+    for a teacher that is not ``sidmlp.teacher.Distillable``, and for sizes out of range.
     """
     check_distillable(teacher)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     dim, tables = teacher.dim, teacher.code_embeddings()
     config = StudentConfig(
         codes_per_level=teacher.tokens.codes_per_level,
@@ -271,7 +273,9 @@ def train_student(
         lengths=tokens.lengths if encoder else features.lengths,
         inputs_of=inputs_of if table is None else None,
         state_file=state_file,
-        fingerprint=f"{fingerprint} {options} {student.config}",
+        # A score is comparable with those of the same users and beams alone.
+        fingerprint=f"{fingerprint} {options} {student.config} "
+        f"users={len(held_out)} beams={validation_beams}",
         progress=progress,
         log=log,
     )

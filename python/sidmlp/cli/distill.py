@@ -197,7 +197,7 @@ def run(options: argparse.Namespace) -> None:
         decode=decode_by(codes),
         execution=execution,
         state_file=directory.student_progress,
-        fingerprint=" ".join(made_from),
+        fingerprint=" ".join([*made_from, options.feature_dtype, options.feature_precision]),
         log=training_log(directory, "student", options),
     )
     with staged(directory) as new:

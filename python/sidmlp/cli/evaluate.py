@@ -105,6 +105,7 @@ def run(options: argparse.Namespace) -> None:
             "users": options.users,
             "seed": options.seed,
             "made_from": directory.fingerprints(),
+            **made_of_plus(options.plus),
             "quality": found,
         },
     )
@@ -117,6 +118,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 QUALITY = ("recall_5", "ndcg_5", "recall_10", "ndcg_10")
+
+
+def made_of_plus(plus: Path | None) -> dict[str, Any]:
+    """Which further student was measured: its run directory and what that had then."""
+    if plus is None:
+        return {}
+    made_from = RunDirectory(plus).fingerprints()
+    return {"plus": {"directory": str(plus.resolve()), "made_from": made_from}}
 
 
 def measure(

@@ -71,6 +71,7 @@ def run(options: argparse.Namespace) -> None:
             trained[PLUS] = own["student"]
     out = options.out or directory.path / "report"
     if options.speed:
+        from .evaluate import made_of_plus
         from .loop_options import execution_of
         from .speed import measure_speed
 
@@ -82,7 +83,8 @@ def run(options: argparse.Namespace) -> None:
             plus=options.plus,
             execution=execution_of(options),
         )
-        found = {"made_from": directory.fingerprints(), "speed": measured}
+        found = {"made_from": directory.fingerprints(), **made_of_plus(options.plus)}
+        found["speed"] = measured
         write_json(directory.path / SPEED, found)
     about = {
         "split": evaluation["split"],
@@ -118,6 +120,7 @@ def evaluated(directory: RunDirectory) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {missing[0]!r}; {again} again")
     check_made_from(directory, found["made_from"], str(path), again)
+    check_plus(found, str(path), f"{again} with --plus")
     check_quality(found["quality"], str(path))
     # A seed chooses a sample of users and says nothing where all were asked.
     return {"users": None, **found, "seed": found.get("seed") if found.get("users") else None}
@@ -133,6 +136,13 @@ def check_made_from(
             raise ValueError(
                 f"{what} was measured before `sidmlp {command}` ran last; {remedy} again"
             )
+
+
+def check_plus(found: dict[str, Any], what: str, remedy: str) -> None:
+    """Raises ValueError where a further student was trained anew after it was measured."""
+    if "plus" in found:
+        plus = found["plus"]
+        check_made_from(RunDirectory(Path(plus["directory"])), plus["made_from"], what, remedy)
 
 
 def quality_of_plus(
@@ -195,6 +205,7 @@ def speeds(directory: RunDirectory) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path} does not say what was measured; delete it and run --speed again")
     remedy = f"run `sidmlp report --speed --run {directory.path}`"
     check_made_from(directory, found["made_from"], str(path), remedy)
+    check_plus(found, str(path), f"{remedy} with --plus")
     return found["speed"]
 
 
