@@ -47,6 +47,7 @@ lint: $(BUILT) $(TEST) $(LINT)
 	$(PY) -m mypy
 	$(PY) benchmarks/make_tables.py --check README.md
 	$(PY) benchmarks/make_tables.py --check docs/kernels.md
+	$(PY) benchmarks/make_tables.py --check docs/training.md
 
 format: $(BUILT) $(LINT)
 	$(PY) -m ruff check --fix .
@@ -59,6 +60,7 @@ benchmark: $(BUILT) $(TEST)
 	$(PY) benchmarks/plot_results.py
 	$(PY) benchmarks/make_tables.py --update README.md
 	$(PY) benchmarks/make_tables.py --update docs/kernels.md
+	$(PY) benchmarks/make_tables.py --update docs/training.md
 
 # ---- compute-sanitizer ----
 # `make -kj4 sanitize` runs the tools side by side and all of them, whatever the first one finds. First
