@@ -8,8 +8,7 @@
 //              attention and feed-forward into the fp32 residual, which is an accumulator in
 //              registers and is in the workspace between phases; then queries, keys and values
 //   attention  a block takes two tiles of queries of one head: softmax over all keys of the
-//   request,
-//              128 at a time, corrected block by block
+//              request, 128 at a time, corrected block by block; queries go straight to registers
 //
 // A warp of its own copies what products read (weights, keys, values, mixed values) in bulk into a
 // ring of 16 KB stages. Which block computes a tile changes no bit of it.
