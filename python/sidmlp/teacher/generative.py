@@ -6,6 +6,7 @@ continue it: the targets of training, the candidates of a rescoring, or the beam
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +32,7 @@ class SequenceState(Protocol):
         """Makes sequence b continue the old ``parents[user, b]``; int64 [users, new sequences]."""
 
 
-class GenerativeTeacher(nn.Module):
+class GenerativeTeacher(nn.Module, ABC):
     """A model over the vocabulary of a ``TokenSpec``; subclasses say how it reads and continues.
 
     Level l of the target is predicted after the padding token at l = 1, which begins every
@@ -46,21 +47,21 @@ class GenerativeTeacher(nn.Module):
         self.tokens = tokens
         self.register_buffer("offsets", torch.tensor(tokens.code_offsets), persistent=False)
 
+    @abstractmethod
     def begin(self, ids: Tensor, mask: Tensor) -> SequenceState:
         """Reads token ids int64 [B, T] where mask, bool [B, T], is True; any mask is legal."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compile_training(self) -> None:
         """Training goes through torch.compile from now on: the layers that read the history."""
-        raise NotImplementedError
 
+    @abstractmethod
     def token_embedding(self) -> nn.Embedding:
         """The embedding matrix of all tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward_bytes(self, users: int, candidates: int, tokens: int) -> int:
         """Bound of what scoring so many candidates of so many users holds at a time."""
-        raise NotImplementedError
 
     @property
     def dim(self) -> int:
