@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .t5_layers import decoder_layer, normed
+
 if TYPE_CHECKING:
     from .model import Teacher
 
@@ -56,47 +58,16 @@ class DecoderState:
 
         tokens: int64 [users, sequences, n]; position i sees the tokens up to i, fed now or before.
         """
-        teacher = self.teacher
-        x = self._dropout(teacher.t5.shared(tokens))
-        for layer, block in enumerate(teacher.t5.decoder.block):
-            own, cross, feed_forward = block.layer
-            x = x + self._dropout(self._own_attention(layer, own, x))
-            x = x + self._dropout(self._cross_attention(layer, cross, x))
-            x = x + self._dropout(self._feed_forward(feed_forward, x))
-        x = self._dropout(teacher.t5.decoder.final_layer_norm(x))
-        return teacher.t5.lm_head(x * teacher.config.dim**-0.5)
-
-    def _own_attention(self, layer: int, module, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        attention, normed = module.SelfAttention, module.layer_norm(x)
-        query, keys, values = (
-            projection(normed).unflatten(-1, (self.teacher.config.num_heads, -1)).transpose(2, 3)
-            for projection in (attention.q, attention.k, attention.v)
-        )  # [users, sequences, heads, n, head_dim]
-        new = query.shape[3]
-        if layer < len(self.own):
-            keys = torch.cat([self.own[layer][0], keys], dim=3)
-            values = torch.cat([self.own[layer][1], values], dim=3)
-            self.own[layer] = (keys, values)
-        else:
+        teacher, first = self.teacher, not self.own
+        before, new = 0 if first else self.own[0][0].shape[3], tokens.shape[2]
+        bias = self.position_bias[:, before : before + new, : before + new]
+        dropout = teacher.config.dropout if teacher.training else 0.0
+        layer = teacher.write_layer if teacher.training else decoder_layer
+        x = functional.dropout(teacher.t5.shared(tokens), dropout)
+        past = [None] * len(self.cross) if first else self.own
+        self.own = []
+        for block, own, cross in zip(teacher.t5.decoder.block, past, self.cross, strict=True):
+            x, keys, values = layer(block, x, own, cross, bias, self.cross_bias, dropout)
             self.own.append((keys, values))
-        total = keys.shape[3]
-        bias = self.position_bias[:, total - new : total, :total]
-        weights = (query @ keys.transpose(3, 4) + bias).softmax(dim=-1)
-        return attention.o((self._dropout(weights) @ values).transpose(2, 3).flatten(3))
-
-    def _cross_attention(self, layer: int, module, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        attention, normed = module.EncDecAttention, module.layer_norm(x)
-        # All positions of all sequences of a user are queries of one attention.
-        query = attention.q(normed).unflatten(-1, (self.teacher.config.num_heads, -1)).flatten(1, 2)
-        keys, values = self.cross[layer]
-        scores = query.transpose(1, 2) @ keys.transpose(2, 3)
-        weights = (scores + self.cross_bias[:, None, None]).softmax(dim=-1)
-        mixed = (self._dropout(weights) @ values).transpose(1, 2)
-        return attention.o(mixed.flatten(2).view(*x.shape[:3], -1))
-
-    @staticmethod
-    def _feed_forward(module, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        return module.DenseReluDense(module.layer_norm(x))
-
-    def _dropout(self, x: Tensor) -> Tensor:
-        return functional.dropout(x, self.teacher.config.dropout, self.teacher.training)
+        x = functional.dropout(normed(teacher.t5.decoder.final_layer_norm, x), dropout)
+        return teacher.t5.lm_head(x * teacher.config.dim**-0.5)

@@ -16,8 +16,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 from sidmlp.data import TokenSpec
 
 from .decoder import DecoderState
-from .encoder import Layer, encoder_layer, encoder_states
+from .encoder import encoder_states
 from .generative import GenerativeTeacher
+from .t5_layers import DecoderLayer, EncoderLayer, decoder_layer, encoder_layer
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,20 @@ class Teacher(GenerativeTeacher):
                 use_cache=False,
             )
         )
-        self._compiled_layer: Layer = encoder_layer
+        # In training:
+        self.read_layer: EncoderLayer = encoder_layer
+        self.write_layer: DecoderLayer = decoder_layer
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encoder states [B, T, dim] of token ids int64 [B, T] and mask bool [B, T]."""
         dropout = self.config.dropout if self.training else 0.0
-        layer = self._compiled_layer if self.training else encoder_layer
+        layer = self.read_layer if self.training else encoder_layer
         return encoder_states(self.t5.encoder, ids, mask, dropout, layer)
 
     def compile_training(self) -> None:
-        """Training goes through torch.compile from now on: the encoder, where its time goes."""
-        self._compiled_layer = torch.compile(encoder_layer, dynamic=False, fullgraph=True)
+        """Training goes through torch.compile from now on: the layers of encoder and decoder."""
+        self.read_layer = torch.compile(encoder_layer, dynamic=False, fullgraph=True)
+        self.write_layer = torch.compile(decoder_layer, dynamic=False, fullgraph=True)
 
     def begin(self, ids: Tensor, mask: Tensor) -> DecoderState:
         """Encodes token ids int64 [B, T] where mask, bool [B, T], is True."""
