@@ -44,6 +44,14 @@ def share(text: str) -> float:
     return value
 
 
+def decay(text: str) -> float:
+    """A number from 0 to below 1."""
+    value = share(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text!r}")
+    return value
+
+
 def parse(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str],
@@ -130,6 +138,14 @@ def add_training_arguments(
         default=5,
         metavar="N",
         help="stop after that many validations without a better NDCG@10",
+    )
+    add(
+        "--ema",
+        type=decay,
+        default=0.0,
+        metavar="DECAY",
+        help="validate and keep a moving average of the weights, which forgets at this rate per "
+        "step, say 0.999 (default: 0, the weights themselves)",
     )
     add("--seed", type=seed, default=0, help="start of all random numbers")
     add(

@@ -32,6 +32,7 @@ def loop_options(options: argparse.Namespace, execution: Execution) -> LoopOptio
         examples_per_epoch=options.examples_per_epoch,
         validate_every=chosen.validate_every,
         patience=options.patience,
+        ema=options.ema,
         seed=options.seed,
     )
 

@@ -14,6 +14,7 @@ from .arguments import (
     TrainingDefaults,
     add_execution_arguments,
     add_training_arguments,
+    decay,
     positive,
     share,
 )
@@ -53,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="predict that many following items from each history, not the next one alone; "
         "faster where the order within a session means little",
+    )
+    parser.add_argument(
+        "--history-dropout",
+        type=decay,
+        default=0.0,
+        metavar="P",
+        help="share of a history's items left out whenever it is trained on, at random, never the "
+        "latest; against overfitting",
     )
     parser.add_argument(
         "--beams", type=positive, default=20, help="candidates kept per level in validation"
@@ -103,6 +112,7 @@ def run(options: argparse.Namespace) -> None:
         codes,
         loop_options(options, execution),
         targets_per_history=options.targets_per_history,
+        history_dropout=options.history_dropout,
         validation_users=training_choices(options, execution).validation_users,
         validation_beams=max(options.beams, 10),
         execution=execution,

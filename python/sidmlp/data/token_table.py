@@ -35,18 +35,24 @@ class TokenTable:
     def __len__(self) -> int:
         return int(self.lengths.size)
 
-    def batch(self, index: Tensor, longest: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, index: Tensor, longest: int, multiple: int = 1, dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Token ids int64 [B, T] and mask bool [B, T] of the examples at index, int64 [B].
 
-        longest: no history has more items; T = 2 + longest L, rounded up to a multiple.
+        longest: no history has more items; T = 2 + longest L, rounded up to a multiple. dropout:
+        share of a history's items left out, at random, but never the latest.
         """
         spec = self.spec
         length = self._lengths[index].clamp(max=longest)[:, None]
+        first, thinned = self.targets[index][:, None] - length, None
+        if dropout:
+            thinned, length = _thinned(length, longest, dropout)
         width = -(-(2 + longest * spec.num_levels) // multiple) * multiple
         place = torch.arange(width, device=index.device)
         slot = torch.div(place - 1, spec.num_levels, rounding_mode="floor").clamp(min=0)
         level = (place - 1) % spec.num_levels
-        position = self.targets[index][:, None] - length + slot
+        position = first + (slot if thinned is None else thinned[:, slot.clamp(max=longest)])
         item = self.items[position.clamp(max=len(self.items) - 1)]
         end = 1 + length * spec.num_levels
         ids = self._tokens[item, level].masked_fill(place > end, spec.pad_id)
@@ -56,3 +62,15 @@ class TokenTable:
     def target_codes(self, index: Tensor) -> Tensor:
         """Codes of the targets, int64 [B, L]."""
         return self.codes[self.items[self.targets[index]]]
+
+
+def _thinned(length: Tensor, longest: int, dropout: float) -> tuple[Tensor, Tensor]:
+    """Which of the first ``length``, int64 [B, 1], places stay: these, int64 [B, longest + 1], and
+    their number, int64 [B, 1]."""
+    place = torch.arange(longest, device=length.device).expand(len(length), -1)
+    stays = torch.rand(place.shape, device=length.device) >= dropout
+    stays = (stays | (place == length - 1)) & (place < length)
+    # What does not stay goes to the last column, which nobody reads.
+    column = torch.where(stays, stays.cumsum(1) - 1, longest)
+    kept = length.new_zeros(len(length), longest + 1).scatter_(1, column, place)
+    return kept, stays.sum(1, keepdim=True)

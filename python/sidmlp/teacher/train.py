@@ -25,6 +25,7 @@ def train_teacher(
     options: LoopOptions,
     *,
     targets_per_history: int = 1,
+    history_dropout: float = 0.0,
     validation_users: int | None = 1000,
     validation_beams: int = 20,
     execution: Execution | None = None,
@@ -37,9 +38,10 @@ def train_teacher(
 
     codes: int64 [num_items, L]. targets_per_history: an encoded history predicts its next item
     (1, TIGER's way) or that many following training items, which costs little more and teaches
-    more where the order within a session means little. validation_users: at most that many, the
-    same ones each time; None takes all. execution: the teacher is moved to its device and stays
-    there; fp32 on the CPU by default.
+    more where the order within a session means little. history_dropout: share of a history's items
+    left out whenever it is trained on, at random, never the latest. validation_users: at most that
+    many, the same ones each time; None takes all. execution: the teacher is moved to its device and
+    stays there; fp32 on the CPU by default.
     """
     execution = execution or Execution()
     teacher.to(execution.device)
@@ -56,7 +58,8 @@ def train_teacher(
     def loss_of(longest: int, index: Tensor) -> Tensor:
         here = index.clamp(min=0)
         # Tensor cores want rows of 16 bytes.
-        ids, mask = data.batch(here, longest, multiple=8 if execution.static else 1)
+        multiple = 8 if execution.static else 1
+        ids, mask = data.batch(here, longest, multiple, history_dropout)
         positions = data.targets[here][:, None] + following
         real = (positions < ends[here][:, None]) & (index >= 0)[:, None]
         wanted = data.items[torch.where(real, positions, data.targets[here][:, None])]
@@ -87,6 +90,7 @@ def train_teacher(
         state_file=state_file,
         # Scores of other users or beams could not be compared with those before.
         fingerprint=f"{fingerprint} {teacher.config} targets={targets_per_history} "
+        f"history_dropout={history_dropout} "
         f"users={validation_users} beams={validation_beams}",
         progress=progress,
         log=log,

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from sidmlp.progress import bar
 
+from .average import MovingAverage
 from .batches import Batch, batches_of
 from .execution import Execution
 from .states import load_tensors, random_state, save_tensors, seed_everything, set_random_state
@@ -47,7 +49,8 @@ class LoopOptions:
     examples_per_epoch: a fresh random sample of that many per epoch; None takes all.
     validate_every: epochs between validations; patience: validations without a better score
     before stopping. learning_rate rises over warmup_steps (at most a tenth of all steps) and falls
-    to zero as a cosine.
+    to zero as a cosine. ema: decay of a moving average of the weights, which is then what is
+    validated and kept; 0 takes the weights themselves.
     """
 
     epochs: int
@@ -59,6 +62,7 @@ class LoopOptions:
     examples_per_epoch: int | None = None
     validate_every: int = 1
     patience: int = 10
+    ema: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +71,8 @@ class LoopOptions:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.examples_per_epoch is not None and self.examples_per_epoch < 1:
             raise ValueError(
                 f"examples_per_epoch must be at least 1, got {self.examples_per_epoch}"
@@ -123,14 +129,16 @@ def train(
         raise ValueError(f"{name} has no training example; its users need at least 4 interactions")
     execution = execution or Execution()
     seed_everything(options.seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
     step = Step(
-        [p for p in model.parameters() if p.requires_grad],
+        trained,
         loss_of,
         options.learning_rate,
         options.weight_decay,
         options.clip_norm,
         execution,
     )
+    average = MovingAverage(trained, options.ema) if options.ema else None
     per_epoch = min(options.examples_per_epoch or num_examples, num_examples)
 
     def batches_of_epoch(epoch: int) -> list[Batch]:
@@ -161,6 +169,8 @@ def train(
         model.load_state_dict(state["model"])
         step.load_optimizer(state["optimizer"])
         set_random_state(state["random"])
+        if average is not None:
+            average.load(state["average"])
         best, stale, done = state["best"], state["stale"], state["steps"]
         result = TrainingResult(**state["result"])
 
@@ -176,6 +186,8 @@ def train(
             for number, (batch, tensors) in enumerate(zip(steps_bar, inputs, strict=False), 1):
                 rate = options.learning_rate * _rate(done, warmup, steps)
                 step(batch, tensors, rate)
+                if average is not None:
+                    average.update()
                 done += 1
                 if number % STEPS_PER_CHECK == 0:
                     total, norm = step.totals()
@@ -188,11 +200,13 @@ def train(
         record = {"epoch": float(epoch), "loss": total / per_epoch}
         if epoch % options.validate_every == 0 or epoch == options.epochs:
             model.eval()
-            with torch.no_grad():
+            with torch.no_grad(), average.applied() if average else nullcontext():
                 record["score"] = validate()
-            if sign * record["score"] > sign * result.best_score:
+                better = sign * record["score"] > sign * result.best_score
+                if better:
+                    best = _copy(model)
+            if better:
                 result.best_score, result.best_epoch, stale = record["score"], epoch, 0
-                best = _copy(model)
             else:
                 stale += 1
         result.history.append(record)
@@ -210,6 +224,7 @@ def train(
                     "model": model.state_dict(),
                     "optimizer": step.optimizer.state_dict(),
                     "random": random_state(execution.device),
+                    "average": average.state() if average is not None else None,
                     "best": best,
                     "stale": stale,
                     "steps": done,
