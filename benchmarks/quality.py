@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("--users", type=int, help="a sample of test users; all by default")
     add("--methods", help="evaluate asks these alone, and is finished by a call that asks all")
     add("--device", default="auto", help="of evaluation: cpu, cuda or auto")
+    add("--jobs", type=int, default=1, help="processes of the references, with --device cpu")
     add("--batch", type=int, default=512, help="users of a call when timing")
     add("--speed-seconds", type=float, default=3.0, help="to time each method")
     add("--commit", help="what is measured, where the tree is no git checkout")
@@ -91,6 +92,11 @@ def experiments(args: argparse.Namespace, stages: Sequence[str]) -> list[Experim
     limits(args)
     if args.beams < quality_answers.K:
         raise ValueError(f"beams: expected at least {quality_answers.K}, got {args.beams}")
+    if args.jobs < 1 or (args.jobs > 1 and args.device != "cpu"):
+        raise ValueError(
+            f"jobs: expected at least 1, and more than 1 with --device cpu alone, got {args.jobs} "
+            f"with --device {args.device}"
+        )
     methods = None if args.methods is None else tuple(words(args.methods))
     known = (*quality_answers.METHODS, *quality_answers.METHODS_PLUS)
     if methods is not None and not set(methods) <= set(known):
@@ -112,6 +118,7 @@ def experiments(args: argparse.Namespace, stages: Sequence[str]) -> list[Experim
                 beams=args.beams,
                 users=args.users,
                 device=args.device,
+                jobs=args.jobs,
                 batch=args.batch,
                 seconds_per_method=args.speed_seconds,
                 commit=args.commit,
@@ -184,7 +191,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
     hidden = ("fingerprint", "from")
     return {
         "kind": "quality",
-        "complete": "speed" in marks,
+        "complete": quality_answers.methods_of(experiment) <= set(ranks),
         "machine": {**machine_facts(), **({"commit": own} if (own := experiment.commit) else {})},
         "gpus": [gpu["name"] for gpu in gpu_facts()],
         "setting": {

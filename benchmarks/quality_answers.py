@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from quality_jobs import ask_in_processes
 from quality_settings import Experiment
 from torch import Tensor
 
@@ -49,6 +50,12 @@ def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
     made_from = _made_from(experiment, plus, len(questions.targets))
     asked = _methods(experiment, plus, questions)
     kept = answers(run)
+    for method, facts in kept.items():
+        if facts["made_from"][0] != len(questions.targets):
+            raise ValueError(
+                f"{experiment.name}: {method} was asked for {facts['made_from'][0]} users, this "
+                f"call asks for {len(questions.targets)}; use the same, or another --work"
+            )
     for method, recommend in asked.items():
         if experiment.methods is not None and method not in experiment.methods:
             continue
@@ -64,6 +71,12 @@ def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
     if plus is not None:
         own = {REFERENCE_PLUS: "reference", PLUS: "kernel", RESCORE_PLUS: RESCORE}
         _write_evaluation(run, plus, experiment, own)
+
+
+def methods_of(experiment: Experiment) -> set[str]:
+    """All that there are for its students."""
+    has_plus = (experiment.plus.path / "distill.json").is_file()
+    return {*METHODS, *(METHODS_PLUS if has_plus else ())}
 
 
 def answers(run: RunDirectory) -> dict[str, dict[str, Any]]:
@@ -153,13 +166,18 @@ def _methods(
     def asked(run: RunDirectory, name: str, how: Execution) -> Callable[[], tuple[Tensor, str]]:
         return partial(ask, run, name, questions, experiment.beams, how)
 
+    def by_reference(run: RunDirectory) -> Callable[[], tuple[Tensor, str]]:
+        given = (run, "reference", questions, experiment.beams, exact, experiment.jobs)
+        return partial(ask_in_processes, *given)
+
     run = experiment.run
-    names = ("popularity", "teacher", "teacher-unconstrained", "reference")
+    names = ("popularity", "teacher", "teacher-unconstrained")
     found = {name: asked(run, name, exact) for name in names}
+    found["reference"] = by_reference(run)
     found |= {"kernel": asked(run, "kernel", served), EXACT: asked(run, "kernel", exact)}
     found[RESCORE] = asked(run, RESCORE, served)
     if plus is not None:
-        found[REFERENCE_PLUS] = asked(plus, "reference", exact)
+        found[REFERENCE_PLUS] = by_reference(plus)
         found |= {PLUS: asked(plus, "kernel", served), EXACT_PLUS: asked(plus, "kernel", exact)}
         found[RESCORE_PLUS] = asked(plus, RESCORE, served)
     return found

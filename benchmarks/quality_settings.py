@@ -35,8 +35,8 @@ class Experiment:
 
     run: the teacher's and student's run directory; plus: the student++'s. arguments: of each
     trained stage and of "tokenize", without --run. users: a sample of test users, None takes all.
-    commit: what is measured, where the tree is no git checkout. methods: evaluate asks these alone,
-    None asks all.
+    jobs: processes of the references, which go from request to request. commit: what is measured,
+    where the tree is no git checkout. methods: evaluate asks these alone, None asks all.
     """
 
     data: Path
@@ -49,6 +49,7 @@ class Experiment:
     device: str = "auto"
     batch: int = 512
     seconds_per_method: float = 3.0
+    jobs: int = 1
     commit: str | None = None
     methods: tuple[str, ...] | None = None
     say: Callable[[str], None] = field(default=print, compare=False)

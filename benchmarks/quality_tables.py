@@ -33,6 +33,7 @@ METHODS = {
 }
 RECOVERING = ("kernel", "student++", "rescore")
 UNTIMED = ("popularity",)
+TRAINED = ("teacher", "student")
 # Method -> least share of the teacher's NDCG@10.
 SHARES = {"kernel": 0.996, "student++": 0.97, "rescore": 0.999}
 # Method, its kernel in fp32, its reference: their metrics are to be the same.
@@ -70,7 +71,7 @@ def groups(reports: Sequence[Report]) -> list[list[Report]]:
         for report in group[1:]:
             for what in ("split", "beams", "users"):
                 _same(group[0], report, what, lambda r, what=what: _field(r, "setting", what))
-            for stage in group[0]["stages"]:
+            for stage in group[0]["stages"].keys() & report["stages"].keys() | set(TRAINED):
                 _same(group[0], report, stage, lambda r, stage=stage: _wanted(r, stage))
     return [by_name[key] for key in sorted(by_name)]
 
@@ -91,7 +92,9 @@ def group_rows(group: Sequence[Report]) -> list[list[str]]:
         if not own:
             continue
         shares = [_number(r, row, "recovery", "ndcg_10") for r, row in _of(group, own, method)]
-        speeds = [] if method in UNTIMED else [_number(r, w, "users_per_s") for r, w in own]
+        # How fast a method is does not depend on the seed: some are not timed.
+        timed = [(r, row) for r, row in own if "speed" in r["stages"]] or own
+        speeds = [] if method in UNTIMED else [_number(r, w, "users_per_s") for r, w in timed]
         rows.append(
             [
                 "" if rows else f"{setting['data']}, {setting['tokenizer']}, {seeds}",

@@ -17,6 +17,7 @@ SCRIPTS = (
     "bench_arguments",
     "quality_settings",
     "quality_state",
+    "quality_jobs",
     "quality_answers",
     "quality_stages",
     "quality",

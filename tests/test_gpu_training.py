@@ -9,6 +9,7 @@ from conftest import skip_without_gpu
 from test_execution import CODES, OPTIONS, SIZES, distilled, new_teacher, split, teacher
 
 from sidmlp.cli.kernel_validation import kernel_decode
+from sidmlp.data import TokenSpec, TokenTable
 from sidmlp.distill import DistillOptions, make_student, reference_decode, train_student
 from sidmlp.distill_encoder import make_encoder, state_error, train_encoder
 from sidmlp.lessons import take_lessons
@@ -36,7 +37,7 @@ def test_captured_steps_on_cuda_are_ordinary_ones(cuda, split, monkeypatch):
     found = []
     for ordinary in (3, 10**9):
         monkeypatch.setattr(step, "_ORDINARY_STEPS", ordinary)
-        options = LoopOptions(**{**OPTIONS, "batch_size": 16})
+        options = LoopOptions(**{**OPTIONS, "batch_size": 16}, ema=0.9)
         result = train_teacher(
             new_teacher(), split, CODES, options, execution=Execution(cuda), progress=False
         )
@@ -52,6 +53,41 @@ def test_teacher_learns_on_cuda(cuda, split, precision):
     want = train_teacher(new_teacher(), *arguments, progress=False)
     # Not the same batches: here examples of similar length share one.
     assert losses(found.history)[-1] == pytest.approx(losses(want.history)[-1], rel=0.1)
+
+
+def test_captured_steps_draw_anew_on_cuda(cuda, split):
+    """Dropout of activations and of history items: what a graph draws differs from step to step."""
+    table = TokenTable(TokenSpec.for_codes(SIZES, max_items=4), split.train, CODES, cuda)
+    index = torch.full((4096,), int(table.lengths.argmax()), device=cuda)
+    table.batch(index, 4, dropout=0.5)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph, stream=stream):
+        _, mask = table.batch(index, 4, dropout=0.5)
+    seen = []
+    for _ in range(2):
+        graph.replay()
+        seen.append(mask.sum(1).cpu())
+    # Of three items each stays with one half, the latest always.
+    assert all(abs(float(kept.float().mean()) - (2 + 3 * 2.5)) < 0.2 for kept in seen)
+    assert not torch.equal(*seen)
+    options = LoopOptions(**{**OPTIONS, "batch_size": 16}, ema=0.9)
+    teacher, thinned = new_teacher(dropout=0.1), {"history_dropout": 0.3}
+    found = train_teacher(
+        teacher, split, CODES, options, execution=Execution(cuda), progress=False, **thinned
+    )
+    assert losses(found.history)[-1] < 0.8 * losses(found.history)[0]
+
+
+def test_compiled_training_on_cuda_is_ordinary_training(cuda, split):
+    found = []
+    for compiles in (False, True):
+        execution = Execution(cuda, compile=compiles)
+        options = LoopOptions(**OPTIONS)
+        result = train_teacher(
+            new_teacher(), split, CODES, options, execution=execution, progress=False
+        )
+        found.append(losses(result.history))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("make", [kernel_decode, reference_decode])

@@ -171,6 +171,38 @@ def test_some_methods_are_asked_elsewhere(
     assert scripts.quality.main([*few, "--methods", "oracle"]) == 1
 
 
+def test_more_processes_answer_the_same(
+    scripts: SimpleNamespace, data: Path, done: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(done / "work", tmp_path / "work")
+    run = tmp_path / "work" / NAME
+    with np.load(done / "work" / NAME / "ranks.npz") as archive:
+        want = archive["reference"]
+    for name in ("ranks.npz", "answers.json"):
+        (run / name).unlink()
+    marks = json.loads((run / "stages.json").read_text())
+    del marks["stages"]["evaluate"]
+    (run / "stages.json").write_text(json.dumps(marks))
+    evaluate = ["--stages", "evaluate", "--methods", "reference", "--device", "cpu"]
+    arguments = toy_arguments(data, tmp_path, *evaluate, "--jobs", "3")
+    assert scripts.quality.main(arguments) == 0
+    with np.load(run / "ranks.npz") as archive:
+        assert archive.files == ["reference"]
+        assert np.array_equal(archive["reference"], want)
+
+
+@pytest.mark.parametrize("jobs", [["--jobs", "0"], ["--jobs", "2"]])
+def test_processes_that_cannot_be(
+    scripts: SimpleNamespace,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    jobs: list[str],
+) -> None:
+    assert scripts.quality.main(toy_arguments(data, tmp_path, "--device", "auto", *jobs)) == 1
+    assert "jobs: expected at least 1" in capsys.readouterr().err
+
+
 def test_a_stage_that_runs_out_of_time_goes_on(
     scripts: SimpleNamespace, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,12 +33,17 @@ class TestMovingAverage:
         average = MovingAverage([weight], 0.9)
         with torch.no_grad():
             weight.fill_(5)
-        with pytest.raises(RuntimeError), average.applied():
-            assert weight.tolist() == [1, 1]
-            raise RuntimeError
+
+        def validate():
+            with average.applied():
+                assert weight.tolist() == [1, 1]
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            validate()
         assert weight.tolist() == [5, 5]
 
-    def train(self, state=None, epochs=6, stop=None, **changes):
+    def train(self, state=None, stop=None, batch_size=4, **changes):
         torch.manual_seed(0)
         model, seen = nn.Linear(2, 1, bias=False), []
 
@@ -51,21 +56,21 @@ class TestMovingAverage:
         def loss_of(longest, index):
             return (model(torch.ones(1, 2)) - index.sum()).square().sum()
 
-        options = LoopOptions(epochs, batch_size=4, learning_rate=0.1, **changes)
+        options = LoopOptions(6, batch_size, learning_rate=0.1, **changes)
         train(model, 12, loss_of, validate, options, name="toy", progress=False, state_file=state)
         return model, seen
 
     def test_is_validated_and_kept_while_the_weights_train_on(self):
-        plain, weights = self.train(batch_size_is=None) if False else self.train()
-        model, averages = self.train(ema=0.75)
+        plain, weights = self.train(batch_size=12)  # a step an epoch
+        model, averages = self.train(batch_size=12, ema=0.75)
         assert torch.equal(model.weight, averages[-1])
-        assert not torch.equal(model.weight, plain.weight)
-        # The weights' own way is that of a training without it.
-        wanted, steps = None, iter(decays(18, 0.75))
-        tracked = []
+        assert torch.equal(plain.weight, weights[-1])
+        # The weights go the way of a training without it: their average is that of ``weights``.
         torch.manual_seed(0)
-        wanted = nn.Linear(2, 1, bias=False).weight.detach().clone()
-        del weights, steps, tracked, wanted
+        wanted = nn.Linear(2, 1, bias=False).weight.detach()
+        for weight, decay, average in zip(weights, decays(6, 0.75), averages, strict=True):
+            wanted = decay * wanted + (1 - decay) * weight
+            torch.testing.assert_close(average, wanted)
 
     def test_resumed_equals_uninterrupted(self, tmp_path):
         straight, _ = self.train(ema=0.9)
@@ -79,3 +84,49 @@ class TestMovingAverage:
     def test_a_decay_out_of_range_is_named(self, ema):
         with pytest.raises(ValueError, match=r"ema must be in \[0, 1\), got"):
             LoopOptions(epochs=1, ema=ema)
+
+
+class TestHistoryDropout:
+    SPEC = TokenSpec.for_codes((40, 40), max_items=6)
+    CODES = np.stack(np.divmod(np.arange(1600), 40), axis=1)[:1000]
+
+    def table(self):
+        # Every user has items of its own, in ascending order.
+        offsets = np.arange(0, 1001, 10)
+        data = Interactions(np.arange(1000), offsets, np.arange(1000, dtype=np.int64))
+        return TokenTable(self.SPEC, leave_last_out(data).train, self.CODES)
+
+    def items(self, ids, mask):
+        """Of every row the items it reads, and a check of its frame."""
+        found = []
+        for row, valid in zip(ids, mask, strict=True):
+            tokens = row[valid].tolist()
+            assert tokens[0] == self.SPEC.user_offset
+            assert tokens[-1] == self.SPEC.eos_id
+            assert (row[~valid] == self.SPEC.pad_id).all()
+            codes = np.array(tokens[1:-1]).reshape(-1, 2) - np.array(self.SPEC.code_offsets)
+            found.append((codes @ [40, 1]).tolist())
+        return found
+
+    def test_leaves_a_history_in_order_without_some_but_with_the_latest(self):
+        table, index = self.table(), torch.arange(700)
+        full = self.items(*table.batch(index, 6))
+        torch.manual_seed(0)
+        thinned = self.items(*table.batch(index, 6, dropout=0.4))
+        kept = total = 0
+        for all_of, some in zip(full, thinned, strict=True):
+            assert set(some) <= set(all_of)
+            assert some == sorted(some)
+            assert some[-1] == all_of[-1]
+            kept, total = kept + len(some) - 1, total + len(all_of) - 1
+        assert kept / total == pytest.approx(0.6, abs=0.03)
+
+    def test_of_nothing_changes_nothing(self):
+        table, index = self.table(), torch.arange(70)
+        plain, tiny = table.batch(index, 6), table.batch(index, 6, dropout=1e-12)
+        assert all(torch.equal(*pair) for pair in zip(plain, tiny, strict=True))
+
+    def test_draws_anew(self):
+        table, index = self.table(), torch.arange(300)
+        first, again = (table.batch(index, 6, dropout=0.5)[1] for _ in range(2))
+        assert not torch.equal(first, again)

@@ -30,7 +30,7 @@ from sidmlp.student import Student, StudentConfig
 from sidmlp.teacher import Distillable
 from sidmlp.teacher.distillable import check_distillable
 from sidmlp.teacher.train import batches, histories
-from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, train
+from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, compiled, train
 from sidmlp.training.features import Features, FeatureTable
 from sidmlp.trie import Trie
 
@@ -231,10 +231,8 @@ def train_student(
         wanted = list(logits.split(sizes, dim=1))
         return distillation_loss(student(states, mask, codes), wanted, codes, options, real)
 
-    compiled: Callable[..., Tensor] = (
-        torch.compile(loss_of_batch, dynamic=False, fullgraph=True)
-        if execution.compile
-        else loss_of_batch
+    batch_loss: Callable[..., Tensor] = (
+        compiled(loss_of_batch) if execution.compile else loss_of_batch
     )
 
     def loss_of(longest: int, index: Tensor, *batch: Tensor) -> Tensor:
@@ -244,7 +242,7 @@ def train_student(
             batch = (ids, mask & (index >= 0)[:, None], *targets)
         elif table is not None:
             batch = table.batch(index, longest)
-        return compiled(*batch, index >= 0)
+        return batch_loss(*batch, index >= 0)
 
     def inputs_of(index: np.ndarray, longest: int) -> tuple[Tensor, ...]:
         found = features.batch_targets(index) if encoder else features.batch(index, longest)

@@ -21,7 +21,7 @@ from sidmlp.mlp_encoder import MLPEncoder, MLPEncoderConfig
 from sidmlp.states_by_role import states_by_role
 from sidmlp.teacher import Distillable
 from sidmlp.teacher.train import batches
-from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, train
+from sidmlp.training import Execution, Log, LoopOptions, TrainingResult, compiled, train
 from sidmlp.training.features import Features, FeatureTable
 
 
@@ -101,15 +101,13 @@ def train_encoder(
     def error_of(ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
         return squared_error(states_by_role(encoder, ids, mask), wanted, mask)
 
-    compiled: Callable[..., Tensor] = (
-        torch.compile(error_of, dynamic=False, fullgraph=True) if execution.compile else error_of
-    )
+    error: Callable[..., Tensor] = compiled(error_of) if execution.compile else error_of
 
     def loss_of(longest: int, index: Tensor, *wanted: Tensor) -> Tensor:
         ids, mask = tokens.batch(index.clamp(min=0), longest)
         if table is not None:
             wanted = table.batch(index, ids.shape[1])[:1]
-        return compiled(ids, mask & (index >= 0)[:, None], *wanted)
+        return error(ids, mask & (index >= 0)[:, None], *wanted)
 
     def inputs_of(index: np.ndarray, longest: int) -> tuple[Tensor, ...]:
         longest = 2 + longest * lessons.tokens.num_levels

@@ -36,12 +36,9 @@ def write_errors(path: Path) -> Iterator[None]:
     was there is kept; for writers that see to that."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        # torch's writer reports a full disk as a RuntimeError about positions in its archive.
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or "the disk is full or takes no more data"
-        number = getattr(error, "errno", None) or errno.EIO
+    except OSError as error:
+        reason = error.strerror or "the disk is full or takes no more data"
+        number = error.errno or errno.EIO
         room = number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
         raise OSError(
             number,

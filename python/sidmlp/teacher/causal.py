@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from sidmlp.data import TokenSpec
+from sidmlp.training import compiled
 
 from .causal_state import CausalState, Layer, history_layer
 from .generative import GenerativeTeacher
@@ -105,7 +105,7 @@ class CausalTeacher(GenerativeTeacher):
 
     def compile_training(self) -> None:
         """Training goes through torch.compile from now on: the layers that read the history."""
-        self.read_layer = torch.compile(history_layer, dynamic=False, fullgraph=True)
+        self.read_layer = compiled(history_layer)
 
     def begin(self, ids: Tensor, mask: Tensor) -> CausalState:
         """Reads token ids int64 [B, T] where mask, bool [B, T], is True; any mask is legal."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from sidmlp.data import TokenSpec
+from sidmlp.training import compiled
 
 from .decoder import DecoderState
 from .encoder import encoder_states
@@ -75,8 +75,8 @@ class Teacher(GenerativeTeacher):
 
     def compile_training(self) -> None:
         """Training goes through torch.compile from now on: the layers of encoder and decoder."""
-        self.read_layer = torch.compile(encoder_layer, dynamic=False, fullgraph=True)
-        self.write_layer = torch.compile(decoder_layer, dynamic=False, fullgraph=True)
+        self.read_layer = compiled(encoder_layer)
+        self.write_layer = compiled(decoder_layer)
 
     def begin(self, ids: Tensor, mask: Tensor) -> DecoderState:
         """Encodes token ids int64 [B, T] where mask, bool [B, T], is True."""

@@ -1,5 +1,6 @@
 """What every training has in common: batches, schedule, checkpoints, resuming, early stopping."""
 
+from .compiled import compiled
 from .execution import PRECISIONS, Execution
 from .loop import Log, LoopOptions, TrainingFailed, TrainingResult, train
 from .states import load_tensors, save_tensors, seed_everything
@@ -11,6 +12,7 @@ __all__ = [
     "LoopOptions",
     "TrainingFailed",
     "TrainingResult",
+    "compiled",
     "load_tensors",
     "save_tensors",
     "seed_everything",

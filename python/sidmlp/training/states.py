@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
 from pathlib import Path
@@ -19,13 +20,16 @@ def save_tensors(path: Path, value: dict[str, Any]) -> None:
 
     The same value makes the same bytes, so that a file's hash says what is in it.
     """
+    # By way of memory: torch writes a file's name into the archive, and the temporary one differs
+    # by process; of an open file it reports an interrupt or a full disk as a damaged archive.
+    content = io.BytesIO()
+    torch.save(value, content)
+    write_atomically(path, lambda temporary: _write(temporary, content))
 
-    def write(temporary: Path) -> None:
-        # Given a name, torch writes it into the archive, and the temporary one differs by process.
-        with temporary.open("wb") as file:
-            torch.save(value, file)
 
-    write_atomically(path, write)
+def _write(path: Path, content: io.BytesIO) -> None:
+    with path.open("wb") as file:
+        file.write(content.getbuffer())
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

@@ -1,0 +1,23 @@
+"""``torch.compile`` for parts of training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch._functorch.config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """``function`` compiled as one graph, when it is first called.
+
+    It is compiled for the shapes of the first call and, when others come, once more for any: twice,
+    not once for every length of batch.
+    """
+    # What would be cached is pickled in autograd's own thread, whose stack is too small for a
+    # backward graph of this size: a segmentation fault (torch 2.11, Python 3.12, H200, 2026-11-22).
+    torch._functorch.config.enable_autograd_cache = False
+    return cast(F, torch.compile(function, fullgraph=True))
