@@ -105,6 +105,23 @@ def test_evaluate_prints_all_three(base, plus, capsys):
     assert alone["kernel"] == pytest.approx(alone["reference"])
 
 
+def test_the_report_draws_the_encoder(base, plus, tmp_path):
+    for run in (base, plus):
+        asked = ["--run", str(run), "--methods", "kernel", "--beams", "30"]
+        assert main(["evaluate", *asked]) == 0
+    out = tmp_path / "report"
+    assert main(["report", "--run", str(base), "--plus", str(plus), "--out", str(out)]) == 0
+    record = json.loads((plus / "distill.json").read_text())["encoder_training"]
+    facts = json.loads((out / "report.json").read_text())["training"]["student++-encoder"]
+    assert facts["validation_mse"] == record["validation_mse"]
+    assert (facts["best_epoch"], facts["epochs"]) == (record["best_epoch"], 3)
+    page = (out / "report.md").read_text()
+    assert f"Best validation MSE {record['validation_mse']:.4f} in epoch" in page
+    assert (out / "student++-encoder.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["report", "--run", str(plus), "--out", str(tmp_path / "own")]) == 0
+    assert (tmp_path / "own" / "encoder.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_row_of_an_older_further_student_is_refused(base, tmp_path, capsys):
     where = tmp_path / "retrained"
     distill = ["distill", "--run", str(base), "--into", str(where), *PLUS]

@@ -69,6 +69,8 @@ def run(options: argparse.Namespace) -> None:
         own = trainings(plus)
         if "student" in own:  # not one that was imported
             trained[PLUS] = own["student"]
+        if "encoder" in own:
+            trained[f"{PLUS}-encoder"] = own["encoder"]
     out = options.out or directory.path / "report"
     if options.speed:
         from .evaluate import made_of_plus
@@ -97,7 +99,8 @@ def run(options: argparse.Namespace) -> None:
     }
     summary = summary_of(quality, speeds(directory), about)
     for name, record in trained.items():
-        draw_curves(out / f"{name}.png", name, record["curve"], record["best_epoch"])
+        shown = (record["curve"], record["best_epoch"], record["measure"])
+        draw_curves(out / f"{name}.png", name, *shown)
     text = table(summary)
     page = page_of(directory, summary, text, notes(summary), list(trained))
     write_json(out / "report.json", summary)
@@ -168,29 +171,39 @@ def quality_of_plus(
 def trainings(directory: RunDirectory) -> dict[str, dict[str, Any]]:
     """Of every training of the run: epochs, best one, its score, and the curve.
 
-    Numbers of the logs where these belong to the training, else those of its record, which knows
-    loss and score alone. A model that came from elsewhere has neither and is left out.
+    A model that came from elsewhere has none and is left out.
     """
-    from sidmlp.reporting import read_log
-
     found = {}
     for name, command in TRAININGS.items():
         record = directory.require(command)
-        if "history" not in record:
-            continue
-        curve = read_log(directory.log(name))
-        known = [(facts["epoch"], facts["loss"]) for facts in record["history"]]
-        if [(facts.get("epoch"), facts.get("loss")) for facts in curve] != known:
-            curve = record["history"]
-        seconds = [facts["seconds"] for facts in curve if "seconds" in facts]
-        found[name] = {
-            "validation_ndcg@10": record["validation_ndcg@10"],
-            "best_epoch": record["best_epoch"],
-            "epochs": record["epochs"],
-            "seconds": sum(seconds) if len(seconds) == len(curve) else None,
-            "curve": curve,
-        }
+        if "history" in record:
+            found[name] = training(directory, name, record, "NDCG@10")
+        if "encoder_training" in record:
+            found["encoder"] = training(directory, "encoder", record["encoder_training"], "MSE")
     return found
+
+
+def training(
+    directory: RunDirectory, name: str, record: dict[str, Any], measure: str
+) -> dict[str, Any]:
+    """One of them: numbers of its log where that belongs to it, else those of its record, which
+    knows loss and score alone."""
+    from sidmlp.reporting import read_log
+
+    curve = read_log(directory.log(name))
+    known = [(facts["epoch"], facts["loss"]) for facts in record["history"]]
+    if [(facts.get("epoch"), facts.get("loss")) for facts in curve] != known:
+        curve = record["history"]
+    seconds = [facts["seconds"] for facts in curve if "seconds" in facts]
+    best = f"validation_{measure.lower()}"
+    return {
+        "measure": measure,
+        best: record[best],
+        "best_epoch": record["best_epoch"],
+        "epochs": record["epochs"],
+        "seconds": sum(seconds) if len(seconds) == len(curve) else None,
+        "curve": curve,
+    }
 
 
 def speeds(directory: RunDirectory) -> dict[str, dict[str, Any]]:
@@ -229,11 +242,12 @@ def page_of(
     ]
     for name in pictures:
         facts = summary["training"][name]
+        measure = facts["measure"]
         took = "" if facts["seconds"] is None else f", {facts['seconds']:,.0f} s"
         lines += [
             f"## {name}",
             "",
-            f"Best validation NDCG@10 {facts['validation_ndcg@10']:.4f} in epoch "
+            f"Best validation {measure} {facts[f'validation_{measure.lower()}']:.4f} in epoch "
             f"{facts['best_epoch']} of {facts['epochs']}{took}.",
             "",
             f"![{name}]({name}.png)",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sidmlp.data.files import write_atomically
 
-from .training_log import SCALARS
+from .training_log import scalar_names
 
 # One panel each, those of them that a training has numbers of.
 PANELS = ("loss", "score", "learning_rate", "gradient_norm")
@@ -15,13 +15,17 @@ PANEL_INCHES = (4.0, 3.0)
 
 
 def draw_curves(
-    path: Path, title: str, epochs: Sequence[Mapping[str, float]], best_epoch: int | None = None
+    path: Path,
+    title: str,
+    epochs: Sequence[Mapping[str, float]],
+    best_epoch: int | None = None,
+    measure: str = "NDCG@10",
 ) -> None:
     """Writes a PNG with a panel for each of PANELS that ``epochs`` know.
 
     epochs: objects with ``epoch`` and any of SCALARS, as ``TrainingLog`` keeps them. best_epoch is
-    marked. Raises ValueError where there is nothing to draw, ModuleNotFoundError without
-    matplotlib.
+    marked; measure: what the scores are. Raises ValueError where there is nothing to draw,
+    ModuleNotFoundError without matplotlib.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,7 +43,7 @@ def draw_curves(
         axes.plot(*zip(*points, strict=True), color="#1f77b4", **alone)
         if best_epoch is not None:
             axes.axvline(best_epoch, color="#999999", linewidth=0.8, linestyle="--")
-        axes.set_title(SCALARS[name], loc="left", fontsize=10)
+        axes.set_title(scalar_names(measure)[name], loc="left", fontsize=10)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True, color="#dddddd", linewidth=0.8)

@@ -23,6 +23,11 @@ SCALARS = {
 }
 
 
+def scalar_names(measure: str) -> dict[str, str]:
+    """SCALARS of a training whose scores are ``measure``."""
+    return {**SCALARS, "score": f"validation {measure}"}
+
+
 class TrainingLog:
     """Callable that ``train(log=..)`` takes: keeps the numbers of every epoch.
 
@@ -37,7 +42,7 @@ class TrainingLog:
         self, path: Path, tensorboard: Path | None = None, measure: str = "NDCG@10"
     ) -> None:
         self.path, self.tensorboard = path, tensorboard
-        self._tags = {**SCALARS, "score": f"validation {measure}"}
+        self._tags = scalar_names(measure)
         self._writer: Any = None
         self._make_writer = None if tensorboard is None else summary_writer()
 
