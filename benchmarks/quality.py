@@ -12,7 +12,8 @@ Between machines: --state DIR is read before, and written after every stage: wha
 parts under 16 MiB (--progress: trainings under way too). --seconds ends the whole call in
 time, --stage-seconds one stage; the exit status is then 3, and the same command goes on. The
 reference goes from request to request and is no faster on a GPU: --methods leaves it out there, and
-a later call with --device cpu adds it.
+a later call with --device cpu adds it, with --jobs by several processes of one thread each. Of
+several seeds it is enough to time one.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--users", type=int, help="a sample of test users; all by default")
     add("--methods", help="evaluate asks these alone, and is finished by a call that asks all")
     add("--device", default="auto", help="of evaluation: cpu, cuda or auto")
-    add("--jobs", type=int, default=1, help="processes of the references, with --device cpu")
+    add("--jobs", type=int, default=1, help="processes of a reference, with --device cpu")
     add("--batch", type=int, default=512, help="users of a call when timing")
     add("--speed-seconds", type=float, default=3.0, help="to time each method")
     add("--commit", help="what is measured, where the tree is no git checkout")
@@ -176,7 +177,7 @@ def run_experiment(
 def report(experiment: Experiment) -> dict[str, Any]:
     """The experiment's JSON: what was asked for, on what machines, and what came out."""
     run, marks = experiment.run, quality_stages.finished(experiment)
-    ranks, answers = quality_answers.ranks_of(run), quality_answers.answers(run)
+    ranks, answers = quality_answers.current_ranks(experiment), quality_answers.answers(run)
     speed = read_json(run.path / "speed.json")["speed"] if "speed" in marks else {}
     rows = quality_answers.measured(ranks)
     for row in rows:

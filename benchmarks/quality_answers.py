@@ -34,6 +34,9 @@ REFERENCE_PLUS, RESCORE_PLUS = "reference++", "rescore++"
 METHODS = ("popularity", "teacher", "teacher-unconstrained", "reference", "kernel", EXACT, RESCORE)
 METHODS_PLUS = (REFERENCE_PLUS, PLUS, EXACT_PLUS, RESCORE_PLUS)
 MODELS = ("train-teacher", "distill")
+# How many of the things that an answer is made from are models, or the data; they come last.
+_MODELS_OF = dict.fromkeys((*METHODS, *METHODS_PLUS), 2)
+_MODELS_OF |= {"popularity": 1, "teacher": 1, "teacher-unconstrained": 1}
 SAMPLE_SEED = 0  # one sample for every experiment's seed, so that these differ by training alone
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -51,11 +54,7 @@ def answer_all(experiment: Experiment, plus: RunDirectory | None) -> None:
     asked = _methods(experiment, plus, questions)
     kept = answers(run)
     for method, facts in kept.items():
-        if facts["made_from"][0] != len(questions.targets):
-            raise ValueError(
-                f"{experiment.name}: {method} was asked for {facts['made_from'][0]} users, this "
-                f"call asks for {len(questions.targets)}; use the same, or another --work"
-            )
+        _check_asked_alike(experiment, method, facts["made_from"], made_from[method])
     for method, recommend in asked.items():
         if experiment.methods is not None and method not in experiment.methods:
             continue
@@ -92,6 +91,22 @@ def ranks_of(run: RunDirectory) -> dict[str, np.ndarray]:
         return {}
     with np.load(path) as archive:
         return {name: archive[name] for name in archive.files}
+
+
+def current_ranks(experiment: Experiment) -> dict[str, np.ndarray]:
+    """``ranks_of`` the models that there are now: answers of earlier ones are left out."""
+    run = experiment.run
+    ranks, facts = ranks_of(run), answers(run)
+    if not ranks:
+        return {}
+    plus = experiment.plus if (experiment.plus.path / "distill.json").is_file() else None
+    now = _made_from(experiment, plus, len(next(iter(ranks.values()))))
+    models = {name: facts[name]["made_from"][-_MODELS_OF[name] :] for name in ranks}
+    return {
+        name: values
+        for name, values in ranks.items()
+        if name in now and models[name] == now[name][-_MODELS_OF[name] :]
+    }
 
 
 def per_user(ranks: np.ndarray) -> np.ndarray:
@@ -222,6 +237,18 @@ def _keep(run: RunDirectory, method: str, ranks: np.ndarray, facts: dict[str, An
     every = {**ranks_of(run), method: ranks}
     write_atomically(run.path / "ranks.npz", lambda path: np.savez_compressed(path, **every))
     write_json(run.path / "answers.json", {**answers(run), method: facts})
+
+
+def _check_asked_alike(
+    experiment: Experiment, method: str, kept: list[Any], wanted: list[Any]
+) -> None:
+    """ValueError where an answer that is kept is of other users or beams than this call's."""
+    for what, old, new in zip(("users", "beams"), kept, wanted, strict=False):
+        if isinstance(new, int) and old != new:
+            raise ValueError(
+                f"{experiment.name}: {method} was asked with {old} {what}, this call asks with "
+                f"{new}; use the same, or another --work"
+            )
 
 
 def _forget(run: RunDirectory, methods: list[str]) -> None:

@@ -25,15 +25,24 @@ def ask_in_processes(
     jobs: int,
 ) -> tuple[Tensor, str]:
     """``sidmlp.cli.evaluate.ask`` by so many processes of one thread each; the answers are the same
-    to the bit if they do not depend on who is asked together."""
+    to the bit if they do not depend on who is asked together.
+
+    Whatever is raised meanwhile ends the processes at once, and their answers are lost.
+    """
     if jobs == 1:
         return ask(run, name, questions, beams, execution)
     shares = np.array_split(np.arange(len(questions.examples)), jobs)
-    wanted = [questions.examples.take(share) for share in shares if share.size]
+    wanted = [Questions.of(questions.examples.take(share)) for share in shares if share.size]
     asked = partial(_ask, run=run, name=name, beams=beams, execution=execution)
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawned, torch.set_num_threads, (1,)) as pool:
-        found = list(pool.map(asked, map(Questions.of, wanted)))
+        try:
+            found = list(pool.map(asked, wanted))
+        except BaseException:
+            # Time is up, say: leaving the pool would wait for all that it was asked.
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
     return torch.cat([items for items, _ in found]), found[0][1]
 
 

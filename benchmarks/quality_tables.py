@@ -33,7 +33,7 @@ METHODS = {
 }
 RECOVERING = ("kernel", "student++", "rescore")
 UNTIMED = ("popularity",)
-TRAINED = ("teacher", "student")
+EVERY = ("teacher", "student")  # stages that every experiment has
 # Method -> least share of the teacher's NDCG@10.
 SHARES = {"kernel": 0.996, "student++": 0.97, "rescore": 0.999}
 # Method, its kernel in fp32, its reference: their metrics are to be the same.
@@ -71,8 +71,11 @@ def groups(reports: Sequence[Report]) -> list[list[Report]]:
         for report in group[1:]:
             for what in ("split", "beams", "users"):
                 _same(group[0], report, what, lambda r, what=what: _field(r, "setting", what))
-            for stage in group[0]["stages"].keys() & report["stages"].keys() | set(TRAINED):
-                _same(group[0], report, stage, lambda r, stage=stage: _wanted(r, stage))
+        for stage in {*EVERY, *(stage for report in group for stage in report["stages"])}:
+            # One seed timed is enough; what has not been trained has no results either.
+            have = [r for r in group if stage in EVERY or stage in r["stages"]]
+            for report in have[1:]:
+                _same(have[0], report, stage, lambda r, stage=stage: _wanted(r, stage))
     return [by_name[key] for key in sorted(by_name)]
 
 
@@ -92,7 +95,7 @@ def group_rows(group: Sequence[Report]) -> list[list[str]]:
         if not own:
             continue
         shares = [_number(r, row, "recovery", "ndcg_10") for r, row in _of(group, own, method)]
-        # How fast a method is does not depend on the seed: some are not timed.
+        # How fast a method is does not depend on the seed.
         timed = [(r, row) for r, row in own if "speed" in r["stages"]] or own
         speeds = [] if method in UNTIMED else [_number(r, w, "users_per_s") for r, w in timed]
         rows.append(
@@ -163,7 +166,7 @@ def words(found: Sequence[Sequence[Report]]) -> str:
     hows = dict.fromkeys(
         row["how"] for report in every for row in report["results"] if "how" in row
     )
-    timed = f" users/s: {'; '.join(hows)}." if hows else ""
+    timed = f" users/s, of the seeds that were timed: {'; '.join(hows)}." if hows else ""
     return f"{lead}{timed}\n\n<sub>{', '.join(facts)}</sub>"
 
 

@@ -116,7 +116,7 @@ def test_the_report_draws_the_encoder(base, plus, tmp_path):
     assert facts["validation_mse"] == record["validation_mse"]
     assert (facts["best_epoch"], facts["epochs"]) == (record["best_epoch"], 3)
     page = (out / "report.md").read_text()
-    assert f"Best validation MSE {record['validation_mse']:.4f} in epoch" in page
+    assert f"Best validation MSE {record['validation_mse']:.5f} in epoch" in page
     assert (out / "student++-encoder.png").read_bytes().startswith(b"\x89PNG")
     assert main(["report", "--run", str(plus), "--out", str(tmp_path / "own")]) == 0
     assert (tmp_path / "own" / "encoder.png").read_bytes().startswith(b"\x89PNG")

@@ -18,8 +18,10 @@ from sidmlp.distill import (
     distillation_loss,
     make_student,
     reference_decode,
+    train_student,
 )
 from sidmlp.distill import recommend as recommend_by_student
+from sidmlp.lessons import take_lessons
 from sidmlp.metrics import ndcg_at_k
 from sidmlp.teacher import Teacher, TeacherConfig
 from sidmlp.teacher.train import histories, train_teacher
@@ -291,3 +293,17 @@ class TestFailures:
         kept = load_tensors(tmp_path / "state.pt")
         assert kept["result"]["epochs"] == 1
         assert torch.isfinite(kept["model"]["weight"]).all()
+
+
+def test_more_models_are_compiled_than_dynamo_keeps(teacher, split, monkeypatch):
+    """As a sweep does, in one process; without the minutes of a compiler."""
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: plain(f, backend="eager", **how))
+    loop = LoopOptions(1, batch_size=64, examples_per_epoch=64)
+    lessons = take_lessons(teacher, split, CODES, progress=False)
+    for hidden in range(8, 8 + torch._dynamo.config.recompile_limit + 2):
+        student = make_student(teacher, num_heads=2, ffn_dim=16, hidden_dim=hidden)
+        result = train_student(
+            student, lessons, DistillOptions(), loop, execution=COMPILED, progress=False
+        )
+        assert result.epochs == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from quality_scripts import quality_modules, toy_arguments
 from small_runs import save_walks
 
 from sidmlp.cli import main
+from sidmlp.training import Execution
 
 NAME = "walks-walk-seed0"
 PLUS = "--hidden 24 --heads 2 --epochs 2"
@@ -180,15 +182,72 @@ def test_more_processes_answer_the_same(
         want = archive["reference"]
     for name in ("ranks.npz", "answers.json"):
         (run / name).unlink()
-    marks = json.loads((run / "stages.json").read_text())
-    del marks["stages"]["evaluate"]
-    (run / "stages.json").write_text(json.dumps(marks))
+    forget_evaluation(run)
     evaluate = ["--stages", "evaluate", "--methods", "reference", "--device", "cpu"]
     arguments = toy_arguments(data, tmp_path, *evaluate, "--jobs", "3")
     assert scripts.quality.main(arguments) == 0
     with np.load(run / "ranks.npz") as archive:
         assert archive.files == ["reference"]
         assert np.array_equal(archive["reference"], want)
+
+
+def test_processes_end_when_time_is_up(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts.quality_jobs.Questions, "of", lambda share: 60.0)
+    monkeypatch.setattr(scripts.quality_jobs, "partial", lambda *_, **__: time.sleep)
+    examples = type("Examples", (), {"__len__": lambda _: 4, "take": lambda *_: 0})()
+    questions = SimpleNamespace(examples=examples)
+    began = time.monotonic()
+    run = scripts.quality_settings.RunDirectory(tmp_path)
+    with pytest.raises(scripts.quality_stages.TimeUp), scripts.quality_stages.time_limit(3):
+        scripts.quality_jobs.ask_in_processes(run, "reference", questions, 10, Execution(), 2)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--users", "7"], "was asked with 30 users, this call asks with 7"),
+        (["--beams", "12"], "was asked with 10 beams, this call asks with 12"),
+    ],
+)
+def test_answers_to_other_questions_are_not_mixed(
+    scripts: SimpleNamespace,
+    data: Path,
+    done: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    words: str,
+) -> None:
+    shutil.copytree(done / "work", tmp_path / "work")
+    forget_evaluation(tmp_path / "work" / NAME)
+    evaluate = ["--stages", "evaluate", "--methods", "kernel"]
+    assert scripts.quality.main(toy_arguments(data, tmp_path, *evaluate, *more)) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_answers_of_an_earlier_student_are_left_out(
+    scripts: SimpleNamespace, data: Path, done: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(done / "work", tmp_path / "work")
+    forget_evaluation(tmp_path / "work" / NAME)
+    path = tmp_path / "work" / NAME / "answers.json"
+    answers = json.loads(path.read_text())
+    answers["reference"]["made_from"][-1] = "another student"
+    path.write_text(json.dumps(answers))
+    evaluate = ["--stages", "evaluate", "--methods", "kernel"]
+    assert scripts.quality.main(toy_arguments(data, tmp_path, *evaluate)) == 0
+    report = report_of(tmp_path)
+    assert not report["complete"]
+    assert "reference" not in {row["method"] for row in report["results"]}
+
+
+def forget_evaluation(run: Path) -> None:
+    marks = json.loads((run / "stages.json").read_text())
+    del marks["stages"]["evaluate"]
+    (run / "stages.json").write_text(json.dumps(marks))
 
 
 @pytest.mark.parametrize("jobs", [["--jobs", "0"], ["--jobs", "2"]])

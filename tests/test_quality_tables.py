@@ -107,6 +107,21 @@ def test_goals(tables: SimpleNamespace) -> None:
     assert line(text, "student, kernel").endswith("**missed** |")
 
 
+def test_one_seed_timed_is_enough(tables: SimpleNamespace) -> None:
+    reports = [report(0), report(1), report(2)]
+    for made in reports[:2]:
+        del made["stages"]["speed"]
+        for row in made["results"]:
+            row.pop("users_per_s", None)
+    text = tables.quality_tables(reports)["quality"]
+    assert line(text, "|  | student |").endswith("| 3,000 |")
+    assert "users/s, of the seeds that were timed: calls of 512 users." in text
+    reports[1]["stages"]["plus"] = {**reports[1]["stages"]["teacher"], "wanted": "--a"}
+    reports[2]["stages"]["plus"] = {**reports[2]["stages"]["teacher"], "wanted": "--b"}
+    with pytest.raises(ValueError, match="expected the plus of"):
+        tables.quality_tables(reports)
+
+
 def remove(made: dict[str, Any], method: str) -> None:
     made["results"].remove(row_of(made, method))
 

@@ -1,12 +1,16 @@
 """What keeps a training from overfitting: averaged weights, histories with items left out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from sidmlp.cli import main
 from sidmlp.data import Interactions, TokenSpec, TokenTable, leave_last_out
-from sidmlp.training import LoopOptions, train
+from sidmlp.teacher.train import train_teacher
+from sidmlp.training import LoopOptions, load_tensors, train
 from sidmlp.training.average import MovingAverage
 
 
@@ -86,7 +90,58 @@ class TestMovingAverage:
             LoopOptions(epochs=1, ema=ema)
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of people who walk round a circle of 30 items, tokenised."""
+    path = tmp_path_factory.mktemp("walks")
+    items = (np.arange(24)[:, None] + np.arange(7)).ravel() % 30
+    codes = np.stack(np.unravel_index(np.arange(30), (4, 3, 3)), axis=1)
+    np.savez(path / "sequences.npz", items=items.astype(np.int32), offsets=np.arange(0, 169, 7))
+    np.savez(path / "semantic_ids.npz", walk=codes.astype(np.int16))
+    assert main(["data", "--run", str(path / "run"), "--arrays", str(path)]) == 0
+    walk = ["--semantic-ids", str(path), "walk", "--max-items", "4"]
+    assert main(["tokenize", "--run", str(path / "run"), *walk]) == 0
+    return path / "run"
+
+
+def test_commands_hand_them_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loop = ["--device", "cpu", "--batch-size", "32", "--validation-users", "20", "--beams", "10"]
+    few = ["--run", str(run), *loop]
+    size = ["--dim", "16", "--layers", "1", "--heads", "2", "--head-dim", "8", "--ffn", "32"]
+    teach = ["train-teacher", *few, *size, "--epochs", "1"]
+    assert main([*teach, "--ema", "0.8", "--history-dropout", "0.25"]) == 0
+    state = load_tensors(run / "teacher-progress.pt")
+    assert state["identity"]["ema"] == 0.8
+    assert "history_dropout=0.25" in state["identity"]["fingerprint"]
+    assert state["average"]["steps"] == state["steps"] > 0
+    capsys.readouterr()
+    assert main([*teach, "--ema", "0.8"]) == 2
+    assert "start afresh (--restart)" in capsys.readouterr().err
+    assert main([*teach, "--ema", "0.7", "--history-dropout", "0.25"]) == 2
+    assert "ema=0.8, this call has 0.7" in capsys.readouterr().err
+    student = ["--hidden", "16", "--heads", "2", "--epochs", "1"]
+    own = ["--encoder", "mlp", "--encoder-layers", "1", "--encoder-epochs", "1"]
+    assert main(["distill", *few, *student, *own, "--ema", "0.9"]) == 0
+    for name in ("encoder", "student"):
+        state = load_tensors(run / f"{name}-progress.pt")
+        assert state["identity"]["ema"] == 0.9
+        assert state["average"]["steps"] == state["steps"] > 0
+
+
+@pytest.mark.parametrize("option", ["--ema", "--history-dropout"])
+@pytest.mark.parametrize("value", ["1", "-0.1", "nan", "x"])
+def test_shares_out_of_range_are_named(option, value, run, capsys):
+    with pytest.raises(SystemExit):
+        main(["train-teacher", "--run", str(run), option, value])
+    assert f"argument {option}: expected a number from 0 to" in capsys.readouterr().err
+
+
 class TestHistoryDropout:
+    @pytest.mark.parametrize("share", [1.0, -0.5, float("nan")])
+    def test_a_share_out_of_range_is_named(self, share):
+        with pytest.raises(ValueError, match=r"history_dropout must be in \[0, 1\), got"):
+            train_teacher(None, None, self.CODES, LoopOptions(1), history_dropout=share)
+
     SPEC = TokenSpec.for_codes((40, 40), max_items=6)
     CODES = np.stack(np.divmod(np.arange(1600), 40), axis=1)[:1000]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sidmlp.cli import main
 from sidmlp.cli.run_directory import RunDirectory
 from sidmlp.cli.staging import staged
 from sidmlp.data.files import write_atomically
+from sidmlp.training.states import _write
 
 
 @pytest.fixture
@@ -115,7 +117,9 @@ def save_array(path: Path) -> None:
 
 
 def save_weights(path: Path) -> None:
-    torch.save({"a": torch.zeros(100_000)}, FULL)
+    content = io.BytesIO()
+    torch.save({"a": torch.zeros(100_000)}, content)
+    _write(FULL, content)
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")

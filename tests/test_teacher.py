@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import numpy as np
@@ -67,7 +68,11 @@ def brute_force(teacher: Teacher, ids, mask, codes: np.ndarray) -> torch.Tensor:
 
 
 class TestDecoder:
-    def test_many_targets_at_once_equal_transformers(self, teacher, codes):
+    @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+    def test_many_targets_at_once_equal_transformers(self, codes, feed_forward):
+        torch.manual_seed(0)
+        config = dataclasses.replace(TINY, feed_forward=feed_forward)
+        teacher = Teacher(config, TokenSpec.for_codes(SIZES, max_items=4)).eval()
         ids, mask = batch_of(teacher, codes)
         rng = np.random.default_rng(4)
         targets = torch.from_numpy(codes[rng.integers(len(codes), size=(len(ids), 3))])
@@ -279,6 +284,15 @@ class TestTraining:
         assert again == result
         for name, value in straight.state_dict().items():
             assert torch.equal(value, resumed.state_dict()[name]), name
+
+    def test_a_state_of_before_an_option_resumes(self, codes, tmp_path):
+        _, result = self.train(codes, tmp_path, epochs=1)
+        state = load_tensors(tmp_path / "state.pt")
+        del state["identity"]["ema"], state["average"]
+        save_tensors(tmp_path / "state.pt", state)
+        assert self.train(codes, tmp_path, epochs=1)[1] == result
+        with pytest.raises(ValueError, match=r"ema=0\.0, this call has 0\.9"):
+            self.train(codes, tmp_path, epochs=1, ema=0.9)
 
     def test_other_settings_do_not_resume(self, codes, tmp_path):
         self.train(codes, tmp_path, epochs=1)

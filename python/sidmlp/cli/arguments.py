@@ -44,7 +44,7 @@ def share(text: str) -> float:
     return value
 
 
-def decay(text: str) -> float:
+def share_below_one(text: str) -> float:
     """A number from 0 to below 1."""
     value = share(text)
     if value == 1:
@@ -141,11 +141,12 @@ def add_training_arguments(
     )
     add(
         "--ema",
-        type=decay,
+        type=share_below_one,
         default=0.0,
         metavar="DECAY",
-        help="validate and keep a moving average of the weights, which forgets at this rate per "
-        "step, say 0.999 (default: 0, the weights themselves)",
+        help="validate and keep a moving average of the weights instead of the weights: this share "
+        "of it stays at every step; 0.999 averages about the last 1000 steps, but never more than "
+        "a tenth of those taken (default: 0, the weights themselves)",
     )
     add("--seed", type=seed, default=0, help="start of all random numbers")
     add(

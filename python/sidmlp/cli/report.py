@@ -1,7 +1,9 @@
 """Curves and tables of a run: what was trained, how good it became, how fast it is.
 
 Reads what the other commands left in the run directory and writes into report/ inside it
-  teacher.png, student.png   loss, validation NDCG@10, learning rate and gradient norm by epoch
+  teacher.png, student.png   loss, validation NDCG@10, learning rate and gradient norm by epoch;
+                             encoder.png likewise of a student's own encoder, its score the MSE, and
+                             student++.png, student++-encoder.png of --plus
   report.md, report.json     Recall and NDCG of every method that `sidmlp evaluate` measured, its
                              share of the teacher's, and users per second if --speed was given
 """
@@ -30,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plus",
         type=Path,
         metavar="DIR",
-        help="run directory of a student++ of the same data, evaluated alike, for a row of its own",
+        help="run directory of a student++ of the same data, evaluated alike, for a row and "
+        "curves of its own",
     )
     add(
         "--out",
@@ -243,11 +246,12 @@ def page_of(
     for name in pictures:
         facts = summary["training"][name]
         measure = facts["measure"]
+        score = f"{facts[f'validation_{measure.lower()}']:.{5 if measure == 'MSE' else 4}f}"
         took = "" if facts["seconds"] is None else f", {facts['seconds']:,.0f} s"
         lines += [
             f"## {name}",
             "",
-            f"Best validation {measure} {facts[f'validation_{measure.lower()}']:.4f} in epoch "
+            f"Best validation {measure} {score} in epoch "
             f"{facts['best_epoch']} of {facts['epochs']}{took}.",
             "",
             f"![{name}]({name}.png)",

@@ -170,6 +170,7 @@ def one_run(
     from sidmlp.data.files import read_json, write_json
     from sidmlp.reporting import read_log
     from sidmlp.training import TrainingFailed
+    from sidmlp.training.loop import LATER_OPTIONS
 
     from .loop_options import execution_of
     from .shared_run import student_run
@@ -185,6 +186,7 @@ def one_run(
     own = student_run(directory, path, share_features=not varies)
     if (path / SETTING).is_file() and not options.restart:
         earlier = read_json(path / SETTING)
+        earlier = {**LATER_OPTIONS, **earlier}
         changed = [name for name in described if described[name] != earlier.get(name)]
         if changed:
             name = changed[0]

@@ -14,9 +14,9 @@ from .arguments import (
     TrainingDefaults,
     add_execution_arguments,
     add_training_arguments,
-    decay,
     positive,
     share,
+    share_below_one,
 )
 from .run_directory import RunDirectory, add_run_argument
 
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--history-dropout",
-        type=decay,
+        type=share_below_one,
         default=0.0,
         metavar="P",
         help="share of a history's items left out whenever it is trained on, at random, never the "

@@ -41,8 +41,11 @@ def train_teacher(
     more where the order within a session means little. history_dropout: share of a history's items
     left out whenever it is trained on, at random, never the latest. validation_users: at most that
     many, the same ones each time; None takes all. execution: the teacher is moved to its device and
-    stays there; fp32 on the CPU by default.
+    stays there; fp32 on the CPU by default. Raises ValueError for a share out of range, and
+    TrainingFailed.
     """
+    if not 0 <= history_dropout < 1:
+        raise ValueError(f"history_dropout must be in [0, 1), got {history_dropout}")
     execution = execution or Execution()
     teacher.to(execution.device)
     if execution.compile:
@@ -90,8 +93,8 @@ def train_teacher(
         state_file=state_file,
         # Scores of other users or beams could not be compared with those before.
         fingerprint=f"{fingerprint} {teacher.config} targets={targets_per_history} "
-        f"history_dropout={history_dropout} "
-        f"users={validation_users} beams={validation_beams}",
+        f"users={validation_users} beams={validation_beams}"
+        + (f" history_dropout={history_dropout}" if history_dropout else ""),
         progress=progress,
         log=log,
     )

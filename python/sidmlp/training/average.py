@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """average <- decay average + (1 - decay) weights, after every step.
+    """average <- d average + (1 - d) weights, after every step.
 
-    In the first steps the decay is (1 + steps) / (10 + steps), where that is smaller, so that the
-    random weights of the start are soon forgotten.
+    d = min(decay, (1 + steps) / (10 + steps)), so that the random weights of the start are soon
+    forgotten: an average over about the last tenth of all steps so far, or over the last
+    1 / (1 - decay) where that is less, from step 9 / (1 - decay) on.
     """
 
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:

@@ -59,7 +59,7 @@ class Execution:
 
     @property
     def static(self) -> bool:
-        """Batches have few shapes, as graphs and compiled code need them."""
+        """Batches have few shapes: a graph has one, and tensor cores want rows of 16 bytes."""
         return self.on_gpu or self.compile
 
     def autocast(self) -> torch.autocast:

@@ -38,6 +38,10 @@ InputsOf = Callable[[np.ndarray, int], tuple[Tensor, ...]]
 STEPS_PER_CHECK = 64  # asking for the loss waits for the device
 
 
+# Options that trainings and sweeps of earlier versions know nothing of, and what they did.
+LATER_OPTIONS = {"ema": 0.0}
+
+
 class TrainingFailed(ValueError):
     """Training cannot go on; the last good state is on disk where a state file was asked for."""
 
@@ -50,7 +54,7 @@ class LoopOptions:
     validate_every: epochs between validations; patience: validations without a better score
     before stopping. learning_rate rises over warmup_steps (at most a tenth of all steps) and falls
     to zero as a cosine. ema: decay of a moving average of the weights, which is then what is
-    validated and kept; 0 takes the weights themselves.
+    validated and kept (``MovingAverage``); 0 takes the weights themselves.
     """
 
     epochs: int
@@ -270,6 +274,7 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_identity(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    saved = {**LATER_OPTIONS, **saved}
     for name, value in wanted.items():
         if saved.get(name) != value:
             if name == "fingerprint":
