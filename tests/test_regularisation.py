@@ -133,7 +133,7 @@ def test_commands_hand_them_on(run: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_shares_out_of_range_are_named(option, value, run, capsys):
     with pytest.raises(SystemExit):
         main(["train-teacher", "--run", str(run), option, value])
-    assert f"argument {option}: expected a number from 0 to" in capsys.readouterr().err
+    assert f"argument {option}: expected a number from 0 to below 1, got" in capsys.readouterr().err
 
 
 class TestHistoryDropout:

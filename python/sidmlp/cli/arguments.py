@@ -46,8 +46,11 @@ def share(text: str) -> float:
 
 def share_below_one(text: str) -> float:
     """A number from 0 to below 1."""
-    value = share(text)
-    if value == 1:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text!r}")
     return value
 
@@ -146,7 +149,7 @@ def add_training_arguments(
         metavar="DECAY",
         help="validate and keep a moving average of the weights instead of the weights: this share "
         "of it stays at every step; 0.999 averages about the last 1000 steps, but never more than "
-        "a tenth of those taken (default: 0, the weights themselves)",
+        "a tenth of those taken; 0 is the weights themselves",
     )
     add("--seed", type=seed, default=0, help="start of all random numbers")
     add(
